@@ -1,0 +1,173 @@
+"""The data that walk between the rooms: feature requests, features, targets, predictions, results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STREAMS = ("qk", "vv", "qq", "kk")
+POSITION_RESIZES = ("bilinear", "bicubic", "bicubic_antialias")
+ACTIVATIONS = ("native", "quick_gelu", "gelu")
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What a method needs from the frozen image tower; one encoder pass can serve equal specifications.
+
+    layers: blocks whose output tokens are wanted, counted from 1 (ints), or fractions of the depth in
+        (0, 1] (floats): 0.25 is block 6 of 24.
+    streams: which local features to return, from "qk" (the ordinary tokens), "vv", "qq", "kk" (parallel
+        self-similar attention, AnomalyCLIP section 3 of its paper).
+    stream_start: first block of the parallel streams, as in `layers`.
+    stream_ffn: the parallel stream also passes the block's MLP (a switch of AnomalyCLIP's code, off there).
+    projected: tokens pass `ln_post` and the projection (joint width D); otherwise raw block outputs (width W).
+    class_ln_post: the class feature passes `ln_post` before the projection (CLIP) or not (AnomalyCLIP).
+    position_resize: how the position table is resized to another grid, always from the original table.
+    activation: "native" keeps the backbone's own MLP activation.
+    cacheable: False for methods that learn inside the image tower.
+    """
+
+    layers: tuple[int | float, ...] = (1.0,)
+    streams: tuple[str, ...] = ("qk",)
+    stream_start: int | float = 0.25
+    stream_ffn: bool = False
+    projected: bool = True
+    class_ln_post: bool = True
+    position_resize: str = "bicubic"
+    activation: str = "native"
+    cacheable: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ValueError("FeatureSpec.layers is empty; name at least one block, such as (24,) or (1.0,)")
+        for name, value, choices in (
+            ("position_resize", self.position_resize, POSITION_RESIZES),
+            ("activation", self.activation, ACTIVATIONS),
+            *(("streams", s, STREAMS) for s in self.streams),
+        ):
+            if value not in choices:
+                raise ValueError(f"FeatureSpec.{name} is {value!r}; choose from {', '.join(choices)}")
+
+
+@dataclass
+class ImageFeatures:
+    """What the image tower returns for B images.
+
+    class_feature: (B, D), projected, not normalised.
+    tokens: stream -> one tensor (B, 1+N, C) per requested layer, in the order requested; index 0 is the
+        class token, then the patches row by row; C is D when projected and the tower's width W otherwise.
+    grid: (rows, columns), N = rows * columns.
+    image_size: (H, W) in pixels of the network input; maps are made at this size.
+    """
+
+    class_feature: Tensor
+    tokens: dict[str, tuple[Tensor, ...]]
+    grid: tuple[int, int]
+    image_size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return int(self.class_feature.shape[0])
+
+
+@dataclass
+class Target:
+    """Ground truth of B training images. mask: (B, H, W) in {0, 1}, or None; label: (B,) 1 = anomalous."""
+
+    label: Tensor
+    mask: Tensor | None = None
+
+
+@dataclass
+class Prediction:
+    """What a method returns for B images. map: (B, H, W) at network input size; score: (B,). Higher = more anomalous."""
+
+    map: Tensor
+    score: Tensor
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Method(Protocol):
+    """The contract between a method and everything else. Methods are `nn.Module`s built on a frozen CLIP."""
+
+    config: Any
+    needs: FeatureSpec
+    map_range: tuple[float, float]
+    score_range: tuple[float, float]
+
+    def __call__(self, features: ImageFeatures, class_names: Sequence[str] | None = None) -> Prediction: ...
+
+
+@dataclass(frozen=True)
+class Region:
+    """A connected region of the map above the pixel threshold. box: x0, y0, x1, y1 in pixels, x1 and y1 exclusive."""
+
+    box: tuple[int, int, int, int]
+    area: int
+    peak: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome for one image, at the image's own size.
+
+    score: image-level anomaly score, higher = more anomalous; finite.
+    map: float32 (H, W), higher = more anomalous; finite.
+    threshold: image score from which the image counts as anomalous; None when the checkpoint carries none.
+    pixel_threshold: the same for map values.
+    map_range: the range the method's maps can take, used as the fixed colour scale.
+    path: where the image came from, when it came from a file.
+    seconds: time spent on this image (its share of the batch).
+    """
+
+    score: float
+    map: np.ndarray
+    threshold: float | None = None
+    pixel_threshold: float | None = None
+    map_range: tuple[float, float] = (0.0, 1.0)
+    path: str | None = None
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.map.ndim != 2 or self.map.dtype != np.float32:
+            raise ValueError(f"Result.map must be float32 (H, W), got {self.map.dtype} {self.map.shape}")
+        if not np.isfinite(self.score) or not np.isfinite(self.map).all():
+            raise ValueError("the model returned NaN or infinity for this image")
+
+    @property
+    def is_anomalous(self) -> bool | None:
+        """Score at or above the threshold; None when there is no threshold."""
+        return None if self.threshold is None else bool(self.score >= self.threshold)
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """bool (H, W): map above the pixel threshold; None when there is none."""
+        return None if self.pixel_threshold is None else self.map > np.float32(self.pixel_threshold)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return int(self.map.shape[1]), int(self.map.shape[0])
+
+    @property
+    def regions(self) -> list[Region]:
+        """Connected regions (8-neighbourhood) of `mask`, largest peak first; empty when there is no mask."""
+        mask = self.mask
+        if mask is None or not mask.any():
+            return []
+        from scipy import ndimage
+
+        labels, count = ndimage.label(mask, structure=np.ones((3, 3), dtype=bool))
+        areas = np.bincount(labels.ravel(), minlength=count + 1)
+        peaks = ndimage.maximum(self.map, labels, index=np.arange(1, count + 1))
+        found = [
+            Region((s[1].start, s[0].start, s[1].stop, s[0].stop), int(areas[i + 1]), float(peaks[i]))
+            for i, s in enumerate(ndimage.find_objects(labels))
+        ]
+        return sorted(found, key=lambda r: -r.peak)
