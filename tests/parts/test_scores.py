@@ -1,0 +1,34 @@
+import pytest
+import torch
+
+from blemish.parts.scores import cosine_logits, maximum, top_k_mean
+
+
+def test_top_k_mean_takes_the_largest() -> None:
+    maps = torch.tensor([[[1.0, 5.0], [3.0, 2.0]], [[0.0, 0.0], [0.0, 8.0]]])
+    assert torch.equal(top_k_mean(maps, 2), torch.tensor([4.0, 4.0]))
+    assert torch.equal(top_k_mean(maps, 1), maximum(maps))
+
+
+def test_top_k_mean_of_a_small_map_is_its_mean() -> None:
+    maps = torch.rand(3, 4, 4)
+    assert torch.allclose(top_k_mean(maps, 2000), maps.mean(dim=(1, 2)))
+
+
+def test_top_k_mean_refuses_nothing() -> None:
+    with pytest.raises(ValueError, match="k is 0"):
+        top_k_mean(torch.rand(1, 2, 2), 0)
+
+
+def test_cosine_logits_ignore_length() -> None:
+    features, texts = torch.randn(2, 5, 7), torch.randn(3, 7)
+    logits = cosine_logits(features, texts)
+    assert logits.shape == (2, 5, 3) and logits.abs().max() <= 1 + 1e-6
+    assert torch.allclose(cosine_logits(3 * features, 0.2 * texts), logits, atol=1e-6)
+    assert torch.allclose(cosine_logits(texts, texts).diagonal(), torch.ones(3), atol=1e-6)
+
+
+def test_cosine_logits_with_texts_per_image() -> None:
+    features, texts = torch.randn(2, 5, 7), torch.randn(2, 3, 7)
+    both = cosine_logits(features, texts)
+    assert torch.allclose(both[1], cosine_logits(features[1], texts[1]), atol=1e-6)
