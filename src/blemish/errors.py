@@ -1,4 +1,4 @@
-"""The exceptions that callers may want to react to. Each carries one or two lines: what, where, what to do."""
+"""The exceptions that callers may react to. Each carries one or two lines: what, where, what to do."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class BadCheckpoint(BlemishError, ValueError):
 
 
 class WeightsNotFound(BlemishError, FileNotFoundError):
-    """Weights neither in the cache nor reachable; says which file is needed, where to put it, which option names it."""
+    """Weights neither cached nor reachable; says which file is needed, where to put it, which option names it."""
 
 
 class BadOption(BlemishError, ValueError):

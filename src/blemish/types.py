@@ -26,7 +26,7 @@ class FeatureSpec:
         self-similar attention, AnomalyCLIP section 3 of its paper).
     stream_start: first block of the parallel streams, as in `layers`.
     stream_ffn: the parallel stream also passes the block's MLP (a switch of AnomalyCLIP's code, off there).
-    projected: tokens pass `ln_post` and the projection (joint width D); otherwise raw block outputs (width W).
+    projected: tokens pass `ln_post` and the projection (joint width D); else raw block outputs (width W).
     class_ln_post: the class feature passes `ln_post` before the projection (CLIP) or not (AnomalyCLIP).
     position_resize: how the position table is resized to another grid, always from the original table.
     activation: "native" keeps the backbone's own MLP activation.
@@ -85,7 +85,10 @@ class Target:
 
 @dataclass
 class Prediction:
-    """What a method returns for B images. map: (B, H, W) at network input size; score: (B,). Higher = more anomalous."""
+    """What a method returns for B images; higher = more anomalous.
+
+    map: (B, H, W) at network input size. score: (B,). details: intermediate tensors by name.
+    """
 
     map: Tensor
     score: Tensor
@@ -106,7 +109,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Region:
-    """A connected region of the map above the pixel threshold. box: x0, y0, x1, y1 in pixels, x1 and y1 exclusive."""
+    """A connected region of the map above the pixel threshold. box: x0, y0, x1, y1; x1, y1 exclusive."""
 
     box: tuple[int, int, int, int]
     area: int

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """Image tower. stem: "patch" (one convolution, as in CLIP) or "lite" (frozen EfficientNet-Lite0 features)."""
+    """Image tower. stem: "patch" (one convolution, as in CLIP) or "lite" (see `blemish.clip.stem`)."""
 
     width: int = 1024
     layers: int = 24
@@ -26,7 +26,7 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Text tower. eot: "argmax" (end-of-text is the largest id, as in CLIP) ; tokenizer: "clip" or "own"."""
+    """Text tower. tokenizer: "clip" (its byte-pair merges) or "own" (a tokenizer.json beside the weights)."""
 
     width: int = 768
     layers: int = 12

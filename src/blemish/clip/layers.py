@@ -1,0 +1,135 @@
+"""The transformer block that both CLIP towers are made of, with its differences as arguments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x), the activation OpenAI trained CLIP with. Any shape."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+def resolve_layers(layers: Sequence[int | float], depth: int) -> tuple[int, ...]:
+    """Block numbers counted from 1, from numbers (int) or fractions of the depth (float in (0, 1]).
+
+    The papers' {6, 12, 18, 24} of 24 blocks are quarters: (0.25, 0.5, 0.75, 1.0) give 3, 6, 9, 12 of 12.
+    Halves round up. Raises ValueError for a number outside 1..depth or a fraction outside (0, 1].
+    """
+    found = []
+    for layer in layers:
+        if isinstance(layer, float):
+            if not 0.0 < layer <= 1.0:
+                raise ValueError(f"layer fraction {layer} is outside (0, 1]; 0.25 is a quarter of the depth")
+            found.append(max(1, math.floor(layer * depth + 0.5)))
+        elif 1 <= layer <= depth:
+            found.append(int(layer))
+        else:
+            raise ValueError(
+                f"layer {layer} does not exist in a tower of {depth} blocks; "
+                f"use 1 to {depth}, or fractions such as 0.25"
+            )
+    return tuple(found)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with CLIP's parameter names; heads are contiguous channel slices."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of the {heads} attention heads")
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, N, k*W) -> (k, B, heads, N, W/heads) for k stacked projections."""
+        batch, count, _ = x.shape
+        width = self.in_proj_weight.shape[1]
+        return x.view(batch, count, -1, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+
+    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, W), already normalised -> queries, keys, values, each (B, heads, N, W/heads)."""
+        query, key, value = self.split(F.linear(x, self.in_proj_weight, self.in_proj_bias)).unbind(0)
+        return query, key, value
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
+        """softmax(query key^T / sqrt(d)) value per head, then the output projection: (B, N, W)."""
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+        result: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
+        return result
+
+
+class MLP(nn.Module):
+    """Two linear layers; the activation between them is chosen by the caller."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, hidden)
+        self.c_proj = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+        out: Tensor = self.c_proj(activation(self.c_fc(x)))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: x + attention(ln_1 x), then + mlp(ln_2 x)."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int) -> None:
+        super().__init__()
+        self.attn = Attention(width, heads)
+        self.ln_1 = nn.LayerNorm(width)
+        self.mlp = MLP(width, mlp_width)
+        self.ln_2 = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, activation: Callable[[Tensor], Tensor], causal: bool = False) -> Tensor:
+        """(B, N, W) -> (B, N, W)."""
+        x = x + self.attn.attend(*self.attn.qkv(self.ln_1(x)), causal=causal)
+        return self.feed_forward(x, activation)
+
+    def feed_forward(self, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+        """The second half of the block: (B, N, W) -> (B, N, W)."""
+        out: Tensor = x + self.mlp(self.ln_2(x), activation)
+        return out
+
+
+class Transformer(nn.Module):
+    """A stack of blocks under CLIP's name `resblocks`; the towers walk through it themselves."""
+
+    def __init__(self, width: int, layers: int, heads: int, mlp_width: int) -> None:
+        super().__init__()
+        self.width, self.layers = width, layers
+        self.resblocks = nn.ModuleList(Block(width, heads, mlp_width) for _ in range(layers))
+
+    def reset_parameters(self) -> None:
+        """Random weights with CLIP's own scales, from the global generator."""
+        attn_std = self.width**-0.5
+        proj_std = attn_std * (2 * self.layers) ** -0.5
+        for block in self.blocks:
+            nn.init.normal_(block.attn.in_proj_weight, std=attn_std)
+            nn.init.normal_(block.attn.out_proj.weight, std=proj_std)
+            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * self.width) ** -0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=proj_std)
+            for bias in (
+                block.attn.in_proj_bias,
+                block.attn.out_proj.bias,
+                block.mlp.c_fc.bias,
+                block.mlp.c_proj.bias,
+            ):
+                nn.init.zeros_(bias)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks, typed."""
+        return [b for b in self.resblocks if isinstance(b, Block)]
