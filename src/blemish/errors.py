@@ -34,7 +34,7 @@ class BadCheckpoint(BlemishError, ValueError):
 
 
 class WeightsNotFound(BlemishError, FileNotFoundError):
-    """Weights neither cached nor reachable; says which file is needed, where to put it, which option names it."""
+    """Weights neither cached nor reachable; says which file is needed, where to put it, which option it is."""
 
 
 class BadOption(BlemishError, ValueError):

@@ -174,7 +174,7 @@ class CLIP(nn.Module):
 
 
 def _put(x: Tensor, prompt: Tensor, start: int, skip: int) -> Tensor:
-    """x with `prompt` at `start` in place of the next `skip` positions; what lies past a cropped end is cut."""
+    """x with `prompt` at `start` in place of the next `skip` positions; what passes a cropped end is cut."""
     prompt = prompt.to(x.dtype).expand(x.shape[0], -1, -1)
     if skip:
         prompt = prompt[:, : x.shape[1] - start]
