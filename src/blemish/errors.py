@@ -34,7 +34,7 @@ class BadCheckpoint(BlemishError, ValueError):
 
 
 class WeightsNotFound(BlemishError, FileNotFoundError):
-    """Weights neither cached nor reachable; says which file is needed, where to put it, which option it is."""
+    """Weights neither cached nor reachable; says which file, where to put it, which option."""
 
 
 class BadOption(BlemishError, ValueError):
