@@ -1,0 +1,193 @@
+"""Any picture file -> RGB array; with `find_images`, the way in for pictures."""
+
+from __future__ import annotations
+
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from blemish.data.find import IMAGE_ENDINGS, ImageRef, find_images, printable_name
+from blemish.errors import BadImage
+
+__all__ = ["IMAGE_ENDINGS", "MAX_PIXELS", "ImageRef", "find_images", "printable_name", "read_image"]
+
+MAX_PIXELS = 150_000_000
+# Named, so that Pillow tries no decoder beyond these (its EPS reader, for one, starts another program).
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"RIFF", b"GIF8", *TIFF_SIGNATURES)
+STRIP_PIXELS = 1 << 22
+
+_open_lock = threading.Lock()
+
+
+def read_image(source: str | Path | Image.Image | np.ndarray, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Any picture as RGB.
+
+    source: a file (PNG, JPEG, BMP, WebP, TIFF, GIF; of several frames or pages the first), a PIL image, or a
+        uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+    max_pixels: larger pictures are refused before they are decoded.
+
+    Returns uint8 (H, W, 3). EXIF orientation is applied. An alpha channel is dropped, not composited, as
+    PIL's `convert("RGB")` does and with it the published methods' code. 16-bit values are divided by 257 (PNG
+    and TIFF in 16-bit colour may arrive as their high byte, at most one level lower); float pictures must lie
+    in 0..1 and are multiplied by 255. Raises BadImage, one line `name: cause`.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return _guarded("the given PIL image", lambda: _decode(source, max_pixels))
+    path = Path(source)
+    name = printable_name(path)
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise BadImage(f"{name}: is a folder, expected a picture file")
+        if not stat.S_ISREG(kind):  # opening a pipe would wait for ever
+            raise BadImage(f"{name}: is not a regular file")
+        with path.open("rb") as file:
+            head = file.read(8)
+            file.seek(0)
+            if not head:
+                raise BadImage(f"{name}: the file is empty (0 bytes)")
+            return _guarded(name, lambda: _read_file(file, head, max_pixels))
+    except FileNotFoundError as error:
+        raise BadImage(f"{name}: no such file") from error
+    except PermissionError as error:
+        raise BadImage(f"{name}: permission denied") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, BadImage):
+            raise
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BadImage(f"{name}: cannot be read ({cause.lower()})") from error
+
+
+def _guarded(name: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
+    """Run a decoder; whatever it raises on a damaged file becomes a BadImage of one line with the name."""
+    try:
+        return decode()
+    except BadImage as error:
+        raise BadImage(f"{name}: {error}") from error
+    except MemoryError as error:
+        raise BadImage(f"{name}: not enough memory to decode it") from error
+    except (
+        Exception
+    ) as error:  # decoders meet damaged files with errors of any type, struct.error to KeyError
+        cause = (str(error) or type(error).__name__).splitlines()[0]
+        raise BadImage(f"{name}: damaged or cut short ({cause})") from error
+
+
+def _read_file(file: BinaryIO, head: bytes, max_pixels: int) -> np.ndarray:
+    try:
+        # Pillow's own size check warns or raises by a process-wide limit; `_decode` makes ours instead.
+        with _open_lock:
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                image = Image.open(file, formats=FORMATS)
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
+    except UnidentifiedImageError as error:
+        if head.startswith(TIFF_SIGNATURES):
+            file.seek(0)
+            return _read_tiff(file, max_pixels)
+        if head.startswith(SIGNATURES):
+            raise BadImage("damaged or cut short (its header cannot be read)") from error
+        raise BadImage("not an image (its content is no PNG, JPEG, BMP, WebP, TIFF or GIF)") from error
+    with image:
+        return _decode(image, max_pixels)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise BadImage(f"has no pixels ({width}×{height})")
+    if width * height > max_pixels:
+        given, allowed = width * height / 1e6, max_pixels / 1e6
+        raise BadImage(
+            f"{width}×{height} are {given:.4g} megapixels, more than the {allowed:.4g} allowed; "
+            "cut it into parts or make it smaller"
+        )
+
+
+def _decode(image: Image.Image, max_pixels: int) -> np.ndarray:
+    _check_size(*image.size, max_pixels)
+    png = image.format == "PNG"
+    image.load()
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # a malformed EXIF block says nothing about the pixels: they are taken as stored
+        image = image.copy()
+    if image.mode.startswith("I;16") or (image.mode == "I" and png):
+        return _grey_to_rgb(_to_uint8(np.asarray(image).astype(np.uint16)))
+    if image.mode in ("I", "F"):
+        return _grey_to_rgb(_to_uint8(np.asarray(image)))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # straight to RGB would warn; the colours are the same
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return _pixels(image)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """Writable array of an RGB image, copied in strips: a whole conversion holds a second copy on the way."""
+    width, height = image.size
+    rows = max(1, STRIP_PIXELS // width)
+    if rows >= height:
+        return np.array(image)
+    out = np.empty((height, width, 3), dtype=np.uint8)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        out[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
+    return out
+
+
+def _to_uint8(values: np.ndarray) -> np.ndarray:
+    """Values of any type to uint8 by the type's own full range; types without an agreed one are refused."""
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * np.uint8(255)
+    if values.dtype == np.uint16:
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if values.dtype.kind == "f":
+        if not (low >= 0.0 and high <= 1.0):  # written so that NaN is refused too
+            raise BadImage(f"float picture with values {low:g} to {high:g}; expected 0 to 1, or 8 or 16 bit")
+        return np.rint(values.astype(np.float32) * 255).astype(np.uint8)
+    raise BadImage(f"{values.dtype} picture with values {low:g} to {high:g}; save it with 8 or 16 bit")
+
+
+def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _read_tiff(file: BinaryIO, max_pixels: int) -> np.ndarray:
+    """The kinds of TIFF that PIL refuses (16-bit planes, float colour, BigTIFF variants), first page."""
+    import tifffile
+
+    with tifffile.TiffFile(file) as tiff:
+        page = tiff.pages.first
+        _check_size(page.imagewidth, page.imagelength, max_pixels)
+        values = np.asarray(page.asarray())
+        planes_first = page.planarconfig == 2 and values.ndim == 3
+        if page.photometric == 0 and values.dtype.kind == "u":  # white is zero
+            values = np.iinfo(values.dtype).max - values
+    if planes_first:
+        values = np.moveaxis(values, 0, -1)
+    if values.ndim == 3 and values.shape[2] == 2:  # grey and alpha
+        values = values[:, :, 0]
+    return _from_array(_to_uint8(values))
+
+
+def _from_array(array: np.ndarray) -> np.ndarray:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4) or array.size == 0:
+        shape = "×".join(map(str, array.shape))
+        raise BadImage(f"array of {array.dtype}, {shape}: expected uint8 H×W, H×W×1, H×W×3 or H×W×4")
+    if channels == 1:
+        return _grey_to_rgb(array.reshape(array.shape[:2]))
+    return np.ascontiguousarray(array[:, :, :3])

@@ -1,0 +1,184 @@
+"""What a person looks at: heat maps on a fixed scale, overlays with contours, the colour bar, thumbnails.
+
+The colour scale runs from near-black violet over red to pale yellow with lightness rising evenly, so that it
+reads in every common kind of colour blindness and in grey. It belongs to the method's range of map values,
+never to one image: the same colour is the same value in every picture.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+
+import numpy as np
+from PIL import Image
+
+# (position, chroma, hue in degrees) in OKLCH; lightness runs straight between the two numbers below
+CONTROL_POINTS = (
+    (0.00, 0.060, 285.0),
+    (0.22, 0.150, 300.0),
+    (0.45, 0.200, 355.0),
+    (0.65, 0.190, 395.0),
+    (0.82, 0.165, 430.0),
+    (1.00, 0.110, 465.0),
+)
+LIGHTNESS = (0.16, 0.96)
+# OKLab (B. Ottosson, 2020): from OKLab to cone responses, and from their cubes to linear sRGB
+OKLAB_TO_CONES = np.array(
+    [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
+)
+CONES_TO_RGB = np.array(
+    [
+        [4.0767416621, -3.3077115913, 0.2309699292],
+        [-1.2684380046, 2.6097574011, -0.3413193965],
+        [-0.0041960863, -0.7034186147, 1.7076147010],
+    ]
+)
+STRONGEST_BLEND = 0.78
+
+
+def _linear_rgb(lightness: np.ndarray, chroma: np.ndarray, hue: np.ndarray) -> np.ndarray:
+    angle = np.deg2rad(hue)
+    lab = np.stack([lightness, chroma * np.cos(angle), chroma * np.sin(angle)], axis=-1)
+    linear: np.ndarray = (lab @ OKLAB_TO_CONES.T) ** 3 @ CONES_TO_RGB.T
+    return linear
+
+
+@functools.cache
+def color_table() -> np.ndarray:
+    """uint8 (256, 3): the sRGB colours of the scale, lowest value first."""
+    steps = np.linspace(0, 1, 256)
+    position, chroma, hue = np.array(CONTROL_POINTS).T
+    lightness = LIGHTNESS[0] + (LIGHTNESS[1] - LIGHTNESS[0]) * steps
+    wanted, hues = np.interp(steps, position, chroma), np.interp(steps, position, hue)
+    # Out of the sRGB gamut, chroma gives way and lightness and hue stay: bisect for the most that fits.
+    low, high = np.zeros_like(steps), wanted
+    for _ in range(20):
+        middle = (low + high) / 2
+        rgb = _linear_rgb(lightness, middle, hues)
+        fits = ((rgb >= 0) & (rgb <= 1)).all(axis=1)
+        low, high = np.where(fits, middle, low), np.where(fits, high, middle)
+    rgb = _linear_rgb(lightness, low, hues).clip(0, 1)
+    srgb = np.where(rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb ** (1 / 2.4) - 0.055)
+    table: np.ndarray = np.rint(srgb * 255).astype(np.uint8)
+    table.flags.writeable = False
+    return table
+
+
+def _unit(anomaly_map: np.ndarray, map_range: tuple[float, float]) -> np.ndarray:
+    """Map values as float32 positions 0..1 on the fixed scale."""
+    low, high = map_range
+    if not low < high:
+        raise ValueError(f"map_range is ({low}, {high}); expected two rising numbers")
+    unit = anomaly_map.astype(np.float32)
+    unit -= np.float32(low)
+    unit *= np.float32(1 / (high - low))
+    np.clip(unit, 0, 1, out=unit)
+    return unit
+
+
+def colorize(anomaly_map: np.ndarray, map_range: tuple[float, float]) -> np.ndarray:
+    """A map (H, W) as colours, uint8 (H, W, 3); values beyond `map_range` get the end colours."""
+    index = _unit(anomaly_map, map_range)
+    index *= 255
+    return color_table()[np.rint(index, out=index).astype(np.uint8)]
+
+
+def overlay(
+    image: np.ndarray,
+    anomaly_map: np.ndarray,
+    map_range: tuple[float, float],
+    mask: np.ndarray | None = None,
+    max_side: int = 2048,
+) -> np.ndarray:
+    """The photo with its heat map over it and a line around what is above the pixel threshold.
+
+    image: uint8 (H, W, 3). anomaly_map: float32 (H, W). mask: bool (H, W) or None. The heat map covers more
+    the higher its value, so that normal areas stay a photo. Pictures longer than `max_side` are made smaller;
+    the smallest region keeps at least one pixel inside its outline. Returns uint8 (h, w, 3).
+    """
+    height, width = image.shape[:2]
+    scale = min(1.0, max_side / max(height, width))
+    if scale < 1:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+        anomaly_map = np.asarray(Image.fromarray(anomaly_map).resize(size, Image.Resampling.BOX))
+        if mask is not None:
+            shares = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BOX)
+            mask = np.asarray(shares) > 0
+    unit = _unit(anomaly_map, map_range)
+    blend = (STRONGEST_BLEND * unit**0.75)[:, :, None]
+    # Low values are dark colours: as a tint they would only dirty the photo, so they fade in softly.
+    blend *= np.clip(unit * 4, 0, 1)[:, :, None]
+    mixed = image + (color_table()[np.rint(unit * 255).astype(np.uint8)].astype(np.float32) - image) * blend
+    picture = np.rint(mixed).astype(np.uint8)
+    if mask is not None and mask.any():
+        _draw_contour(picture, mask)
+    return picture
+
+
+def _draw_contour(picture: np.ndarray, mask: np.ndarray) -> None:
+    """A white line around the mask with a dark edge on either side, 1 to 3 pixels wide; changes `picture`."""
+    from scipy import ndimage
+
+    longest = max(picture.shape[:2])
+    line = 1 if longest < 700 else 2 if longest < 1400 else 3
+    square = np.ones((3, 3), dtype=bool)
+    inner = ndimage.binary_dilation(mask, square)
+    outer = ndimage.binary_dilation(inner, square, iterations=line)
+    edge = ndimage.binary_dilation(outer, square)
+    picture[edge & ~outer] = (16, 12, 24)
+    picture[outer & ~inner] = (255, 255, 255)
+    picture[inner & ~mask] = (16, 12, 24)
+
+
+def color_bar_png(
+    map_range: tuple[float, float], threshold: float | None = None, size: tuple[int, int] = (512, 20)
+) -> bytes:
+    """The scale as a horizontal bar, lowest value left, with a mark at the pixel threshold. PNG.
+
+    size: (width, height) in pixels.
+    """
+    width, height = size
+    low, high = map_range
+    row = colorize(np.linspace(low, high, width, dtype=np.float32)[None], map_range)
+    bar = np.repeat(row, height, axis=0)
+    if threshold is not None and low <= threshold <= high:
+        middle = round((threshold - low) / (high - low) * (width - 1))
+        bar[:, max(0, middle - 3) : middle + 4] = (16, 12, 24)
+        bar[:, max(0, middle - 1) : middle + 2] = (255, 255, 255)
+    return _encoded(bar, "PNG")
+
+
+def png_bytes(picture: np.ndarray) -> bytes:
+    """A picture, uint8 (H, W, 3), as PNG; compressed lightly, for speed."""
+    return _encoded(picture, "PNG", compress_level=3)
+
+
+def thumbnail(image: np.ndarray, max_side: int = 400) -> bytes:
+    """A picture, uint8 (H, W, 3), as JPEG no longer than `max_side`; smaller ones keep their size."""
+    height, width = image.shape[:2]
+    scale = min(1.0, max_side / max(height, width))
+    picture = Image.fromarray(image)
+    if scale < 1:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        picture = picture.resize(size, Image.Resampling.BOX if scale < 0.25 else Image.Resampling.LANCZOS)
+    return _encoded(np.asarray(picture), "JPEG", quality=80, optimize=True)
+
+
+def gallery_pair(
+    image: np.ndarray,
+    anomaly_map: np.ndarray,
+    map_range: tuple[float, float],
+    mask: np.ndarray | None = None,
+    max_side: int = 400,
+) -> tuple[bytes, bytes]:
+    """(photo, overlay) of one image as the gallery shows them: JPEG, one size. Arguments as for `overlay`."""
+    heat = overlay(image, anomaly_map, map_range, mask, max_side)
+    return thumbnail(image, max_side), thumbnail(heat, max_side)
+
+
+def _encoded(picture: np.ndarray, kind: str, **options: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format=kind, **options)
+    return buffer.getvalue()
