@@ -1,0 +1,207 @@
+"""Frozen CLIP from pretrained weights: any published form in, one model out, and our own folder back.
+
+The configuration follows from the tensors' shapes; what shapes cannot tell (heads, activation, whose weights)
+comes from the files beside the weights, from the backbone's name, or from OpenAI's habits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..errors import BadWeights, WeightsNotFound
+from .config import CLIPConfig
+from .formats import read_tensors, to_openai_names
+from .hub import (
+    BACKBONES,
+    FORMAT,
+    MODEL_FILES,
+    OPEN_CLIP_FILES,
+    WEIGHT_SUFFIXES,
+    Backbone,
+    Located,
+    locate,
+    read_json,
+)
+from .infer import configure
+from .model import CLIP
+from .tokenizer import Tokenizer
+
+__all__ = ["BACKBONES", "Backbone", "fingerprint", "load_clip", "read_weights", "save_clip"]
+
+Heads = tuple[int, int]
+TOKENIZER_FILE = "tokenizer.json"
+_FINGERPRINT_VALUES = 256
+
+
+def load_clip(
+    source: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    heads: Heads | None = None,
+) -> CLIP:
+    """A frozen CLIP in evaluation mode.
+
+    source: a name from `BACKBONES`, a weight file, a folder, or a hub repository id.
+    dtype: floating type of the weights; None means float32, whatever the file holds.
+    heads: attention heads of the (image, text) tower, where neither the files nor the usual 64 channels per
+        head tell them.
+    The model carries `fingerprint` (see there) and `tokenizer`, which is None when the vocabulary is neither
+    CLIP's nor described by a tokenizer.json. Raises WeightsNotFound, BadWeights, UnknownName.
+    """
+    located = locate(source)
+    config, tensors, model = _read(located, heads)
+    tokenizer = _tokenizer(config, located.path)
+    mark = fingerprint(config, tensors)
+    for name in list(tensors):
+        tensors[name] = tensors[name].to(device=device, dtype=dtype or torch.float32)
+    model.load_state_dict(tensors, assign=True)
+    model.fingerprint, model.tokenizer = mark, tokenizer
+    return model.freeze()
+
+
+def read_weights(path: str | Path, *, heads: Heads | None = None) -> tuple[CLIPConfig, dict[str, Tensor]]:
+    """Configuration and tensors of a weight file or folder, under OpenAI's names, in the file's own dtype.
+
+    Exactly the tensors of `CLIP(config).state_dict()`, with its shapes. heads as in `load_clip`. Raises
+    WeightsNotFound, or BadWeights naming the first tensor that is missing, surplus or misshapen.
+    """
+    config, tensors, _ = _read(Located(Path(path).expanduser()), heads)
+    return config, tensors
+
+
+def save_clip(clip: CLIP, folder: str | Path) -> None:
+    """Write a CLIP to a folder that `load_clip` reads: config.json, model.safetensors, its own tokenizer."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().contiguous() for name, tensor in clip.state_dict().items()}
+    _write_whole(folder / MODEL_FILES[0], lambda file: save_file(tensors, file, metadata={"format": "pt"}))
+    if clip.config.text.tokenizer == "own":
+        if clip.tokenizer is None:
+            raise ValueError(
+                'config.text.tokenizer is "own", but clip.tokenizer is None; set it before saving'
+            )
+        text = clip.tokenizer.to_json()
+        _write_whole(folder / TOKENIZER_FILE, lambda file: file.write_text(text, encoding="utf-8"))
+    described = json.dumps({"format": FORMAT, **clip.config.to_dict()}, indent=2) + "\n"
+    _write_whole(folder / "config.json", lambda file: file.write_text(described, encoding="utf-8"))
+
+
+def fingerprint(config: CLIPConfig, tensors: Mapping[str, Tensor]) -> str:
+    """16 hex digits that tell weights apart whatever file they came from.
+
+    SHA-256 over heads and activation, then each tensor's name, shape and up to 256 evenly spaced values in
+    half precision, so float16 and float32 copies of the same weights agree.
+    """
+    digest = hashlib.sha256(f"{config.vision.heads} {config.text.heads} {config.activation}".encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        step = max(1, -(-tensor.numel() // _FINGERPRINT_VALUES))
+        values = tensor.detach().reshape(-1)[::step].to(device="cpu", dtype=torch.float16)
+        digest.update(f"{name} {tuple(tensor.shape)}".encode() + values.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read(located: Located, heads: Heads | None) -> tuple[CLIPConfig, dict[str, Tensor], CLIP]:
+    """Configuration, tensors, and the model on the meta device that they were checked against."""
+    file = _weight_file(located.path)
+    tensors, naming = to_openai_names(read_tensors(file), file)
+    config = located.config or configure(tensors, naming, file, located.repository)
+    if heads is not None:
+        config = replace(
+            config,
+            vision=replace(config.vision, heads=heads[0]),
+            text=replace(config.text, heads=heads[1]),
+        )
+    for tower, shape in (("image", config.vision), ("text", config.text)):
+        if shape.heads < 1 or shape.width % shape.heads:
+            raise BadWeights(
+                f"{file}: {shape.heads} heads do not divide the {tower} tower's width {shape.width}; "
+                "give heads=(image, text)"
+            )
+    with torch.device("meta"), _SkipInit():
+        model = CLIP(config)
+    _check(tensors, model.state_dict(), file)
+    return config, tensors, model
+
+
+def _check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], file: Path) -> None:
+    for kind, names in (
+        ("is missing", [n for n in expected if n not in tensors]),
+        ("belongs to no ViT CLIP of this configuration", [n for n in tensors if n not in expected]),
+    ):
+        if names:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise BadWeights(f"{file}: tensor {names[0]} {kind}{more}")
+    for name, tensor in tensors.items():
+        shape, wanted = tuple(tensor.shape), tuple(expected[name].shape)
+        if shape != wanted:
+            raise BadWeights(f"{file}: tensor {name} has shape {shape}, expected {wanted}")
+        if not tensor.is_floating_point():
+            raise BadWeights(f"{file}: tensor {name} is {tensor.dtype}, expected floating point")
+
+
+def _weight_file(path: Path) -> Path:
+    """The file to read from a path that may be a folder."""
+    if not path.is_dir():
+        return path
+    config = path / "config.json"
+    own = config.exists() and read_json(config).get("format") == FORMAT
+    for name in MODEL_FILES if own else (*OPEN_CLIP_FILES, *MODEL_FILES):
+        if (path / name).exists():
+            return path / name
+    others = sorted(p for p in path.iterdir() if p.name.endswith(WEIGHT_SUFFIXES))
+    if len(others) == 1:
+        return others[0]
+    if others:
+        shown = ", ".join(p.name for p in others[:4])
+        raise BadWeights(f"{path}: holds several weight files ({shown}); name one of them with --backbone")
+    raise WeightsNotFound(
+        f"no weights in the folder {path}: looked for {', '.join((*OPEN_CLIP_FILES, *MODEL_FILES))}; "
+        "put one there or name another with --backbone PATH"
+    )
+
+
+def _tokenizer(config: CLIPConfig, path: Path) -> Tokenizer | None:
+    if config.text.tokenizer == "clip":
+        known = Tokenizer.clip()
+        return known if config.text.vocab_size == known.vocab_size else None
+    file = (path if path.is_dir() else path.parent) / TOKENIZER_FILE
+    if not file.exists():
+        raise WeightsNotFound(f"{file} is missing: these weights have a tokenizer of their own; put it there")
+    own = Tokenizer.from_file(file)
+    if own.vocab_size != config.text.vocab_size:
+        raise BadWeights(f"{file}: has {own.vocab_size} ids, the text tower has {config.text.vocab_size}")
+    return own
+
+
+class _SkipInit(TorchFunctionMode):
+    """Leaves out `torch.nn.init`: there is nothing to fill on the meta device, and trying costs a second."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write under another name in the same folder, then rename, so that no half-written file is ever seen."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
