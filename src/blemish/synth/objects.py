@@ -1,0 +1,378 @@
+"""Objects on backgrounds: outlines, shading, shadows, trays and rows of equal parts, composed into a `Scene`.
+
+An outline is a signed distance (negative inside, fractions of the side), so borders are anti-aliased at any size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from blemish.synth.fields import (
+    Field,
+    Rng,
+    blob,
+    chance,
+    clouds,
+    colour_array,
+    edge,
+    grid,
+    log_uniform,
+    luma,
+    mix,
+    relief,
+    rotated,
+    soft_blur,
+    spectral,
+    step,
+)
+from blemish.synth.palette import random_colour
+from blemish.synth.textures import Texture
+
+TAU = 2 * math.pi
+
+
+@dataclass
+class Form:
+    """The outline of an object and what lies on it.
+
+    distance: signed, (S, S). shade: factor on the brightness, or None for shading from the outline. paint: additions
+    to the colour. labels: numbers of the separate parts of a row, else None. base: a fixed colour (3, 1, 1) instead of the material.
+    """
+
+    distance: Field
+    shade: Field | None = None
+    paint: Field | None = None
+    labels: np.ndarray | None = None
+
+
+@dataclass
+class Scene:
+    """A normal picture before lighting and camera, with what defects need to know about it.
+
+    image: (3, S, S). alpha: (S, S) coverage of the inspected thing, ones on a full-frame surface. under: what
+    would be seen without it (None on plain surfaces). fore and ink: line art as in `Texture`. labels: separate parts.
+    light: direction of the light in radians. rough: deviation of the fine texture, the least visible contrast.
+    """
+
+    image: Field
+    alpha: Field
+    material: str
+    shape: str
+    under: Field | None = None
+    fore: Field | None = None
+    ink: Field | None = None
+    labels: np.ndarray | None = None
+    light: float = 0.0
+    rough: float = field(default=0.0)
+
+    def __post_init__(self) -> None:
+        grey = luma(self.image)
+        fine = grey - soft_blur(grey, max(4, grey.shape[0] // 28))
+        inside = self.alpha > 0.95
+        self.rough = float(fine[inside].std()) if inside.any() else float(fine.std())
+
+
+def _place(rng: Rng, size: int) -> tuple[Field, Field, float]:
+    """Coordinates about a random centre, turned and squashed, and a random radius."""
+    centre = (rng.normal(0.5, 0.07), rng.normal(0.5, 0.07))
+    angle = rng.normal(0, 0.05) if chance(rng, 0.3) else rng.uniform(0, TAU)
+    u, v = rotated(size, centre, angle, log_uniform(rng, 0.7, 1.45))
+    return u, v, log_uniform(rng, 0.2, 0.48)
+
+
+def _box(u: Field, v: Field, a: float, b: float, corner: float) -> Field:
+    """Signed distance of a rounded box with half sides a, b."""
+    qu, qv = np.abs(u) - (a - corner), np.abs(v) - (b - corner)
+    outside = np.sqrt(np.maximum(qu, 0) ** 2 + np.maximum(qv, 0) ** 2)
+    inner: Field = outside + np.minimum(np.maximum(qu, qv), 0) - corner
+    return inner
+
+
+def _hexagon(u: Field, v: Field, radius: float) -> Field:
+    au, av = np.abs(u), np.abs(v)
+    return np.maximum(au * 0.8660254 + av * 0.5, av) - radius
+
+
+def disc(rng: Rng, size: int) -> Form:
+    """A round plate, cap or coin, often with turned rings."""
+    u, v, radius = _place(rng, size)
+    r = np.sqrt(u * u + v * v)
+    rings = None
+    if chance(rng, 0.6):
+        rings = np.zeros_like(r)
+        for place in rng.uniform(0.1, 0.95, int(rng.integers(1, 5))).tolist():
+            rings += rng.uniform(-0.25, 0.25) * step(
+                np.abs(r - place * radius) - radius * rng.uniform(0.01, 0.12), 0.012
+            )
+    return Form(r - radius, paint=rings)
+
+
+def washer(rng: Rng, size: int) -> Form:
+    """A ring, O-ring or bushing."""
+    u, v, radius = _place(rng, size)
+    r = np.sqrt(u * u + v * v)
+    return Form(np.maximum(r - radius, radius * rng.uniform(0.2, 0.85) - r))
+
+
+def bar(rng: Rng, size: int) -> Form:
+    """A rod, strip or block."""
+    u, v, radius = _place(rng, size)
+    half = radius * rng.uniform(0.12, 0.7)
+    return Form(_box(u, v, radius * rng.uniform(1.0, 1.6), half, half * rng.uniform(0.05, 0.9)))
+
+
+def nut(rng: Rng, size: int) -> Form:
+    """A hexagon with a hole."""
+    u, v, radius = _place(rng, size)
+    r = np.sqrt(u * u + v * v)
+    hole = radius * rng.uniform(0.3, 0.65)
+    chamfer = -0.15 * step(radius * 0.95 - r, 0.02)
+    return Form(np.maximum(_hexagon(u, v, radius * 0.9), hole - r), paint=chamfer)
+
+
+def bolt(rng: Rng, size: int) -> Form:
+    """A screw from the side: head, shank and thread."""
+    u, v, radius = _place(rng, size)
+    shank, head = radius * rng.uniform(0.16, 0.3), radius * rng.uniform(0.4, 0.6)
+    start = -radius * 1.1
+    body = _box(u - 0.1 * radius, v, radius * 1.2, shank, shank * 0.2)
+    top = _box(u - start, v, radius * rng.uniform(0.14, 0.3), head, head * rng.uniform(0.05, 0.4))
+    pitch = shank * rng.uniform(0.35, 0.7)
+    threaded = step(start + radius * rng.uniform(0.3, 1.0) - u, 0.01) * step(np.abs(v) - shank, 0.01)
+    thread = np.sin((u + v * 0.15) * (TAU / pitch)) * threaded
+    wobble = np.abs(np.sin((u + v * 0.15) * (math.pi / pitch))) * threaded * shank * 0.15
+    t = np.clip(v / np.where(top < 0, head, shank), -1, 1)
+    shade = 0.45 + 0.65 * np.sqrt(1 - 0.95 * t * t) + 0.25 * thread
+    return Form(np.minimum(body + wobble, top), shade=shade)
+
+
+def capsule(rng: Rng, size: int) -> Form:
+    """A pill or tablet, often of two colours, sometimes printed."""
+    u, v, radius = _place(rng, size)
+    thick = radius * rng.uniform(0.3, 0.55)
+    distance = _box(u, v, radius * 1.15, thick, thick)
+    halves = None
+    if chance(rng, 0.6):
+        halves = colour_array(rng.uniform(-0.35, 0.35, 3).tolist()) * step(
+            u - rng.uniform(-0.2, 0.2) * radius, 0.008
+        )
+    return Form(distance, paint=halves)
+
+
+def plate(rng: Rng, size: int) -> Form:
+    """A super-ellipse or rounded plate with regular holes or screws and a mark."""
+    u, v, radius = _place(rng, size)
+    a, b = radius * 1.05, radius * rng.uniform(0.5, 1.05)
+    distance = _box(u, v, a, b, b * rng.uniform(0.05, 0.6))
+    paint = None
+    if chance(rng, 0.65):
+        spot = radius * rng.uniform(0.05, 0.12)
+        du, dv = np.abs(u) - a * rng.uniform(0.6, 0.78), np.abs(v) - b * rng.uniform(0.5, 0.75)
+        r = np.sqrt(du * du + dv * dv)
+        if chance(rng, 0.5):
+            distance = np.maximum(distance, spot - r)
+        else:
+            slot = np.minimum(np.abs(du), np.abs(dv)) - spot * 0.15
+            paint = rng.uniform(-0.3, 0.3) * step(r - spot, 0.01) - 0.35 * step(
+                np.maximum(slot, r - spot * 0.8), 0.006
+            )
+    if chance(rng, 0.4):
+        recess = _box(u, v, a * rng.uniform(0.3, 0.55), b * rng.uniform(0.25, 0.45), b * 0.08)
+        step_in = rng.uniform(-0.15, 0.15) * step(recess, 0.01) - 0.12 * step(np.abs(recess) - 0.004, 0.006)
+        paint = step_in if paint is None else paint + step_in
+    return Form(distance, paint=paint)
+
+
+def bracket(rng: Rng, size: int) -> Form:
+    """An angle or T of two arms with screw holes."""
+    u, v, radius = _place(rng, size)
+    arm = radius * rng.uniform(0.2, 0.38)
+    shift = radius * rng.choice([-0.65, 0.0, 0.65]).item()
+    distance = np.minimum(
+        _box(u, v + radius * 0.6, radius, arm, arm * 0.2), _box(u - shift, v, arm, radius * 0.95, arm * 0.2)
+    )
+    for x, y in ((0.6, -0.6), (-0.6, -0.6), (shift / radius, 0.5)):
+        hole = np.sqrt((u - x * radius) ** 2 + (v - y * radius) ** 2)
+        distance = np.maximum(distance, arm * 0.4 - hole)
+    return Form(distance)
+
+
+def gear(rng: Rng, size: int) -> Form:
+    """A toothed wheel with a bore."""
+    u, v, radius = _place(rng, size)
+    r = np.sqrt(u * u + v * v)
+    teeth = int(rng.integers(8, 30))
+    tooth = np.tanh(np.sin(np.arctan2(v, u) * teeth) * rng.uniform(1.5, 5)) * radius * rng.uniform(0.04, 0.1)
+    outer = (r - radius * 0.9 - tooth) * 0.8
+    web = -rng.uniform(0, 0.25) * step(np.abs(r - radius * 0.5) - radius * 0.18, 0.012)
+    return Form(np.maximum(outer, radius * rng.uniform(0.12, 0.3) - r), paint=web)
+
+
+def cookie(rng: Rng, size: int) -> Form:
+    """An irregular rounded lump with crumbs and chips: biscuit, stone, nugget."""
+    centre = (rng.normal(0.5, 0.05), rng.normal(0.5, 0.05))
+    area = rng.uniform(0.2, 0.5)
+    distance = blob(rng, size, centre, area, ragged=rng.uniform(0.03, 0.12))
+    crumbs = spectral(rng, size, slope=rng.uniform(0.5, 1.2))
+    shade = relief(blur_height(distance, 0.12), rng.uniform(0, TAU))
+    paint = rng.uniform(0.02, 0.09) * crumbs + 0.0 * shade
+    if chance(rng, 0.6):
+        chips = step(rng.uniform(1.2, 2.0) - spectral(rng, size, band=(rng.uniform(5, 12), 3)), 0.35)
+        paint = paint + rng.uniform(-0.4, 0.15) * chips
+    if chance(rng, 0.3):
+        rim = step(np.abs(distance + 0.03) - 0.03, 0.05)
+        paint = paint - rng.uniform(0.05, 0.25) * rim
+    return Form(distance, paint=paint)
+
+
+def blur_height(distance: Field, width: float) -> Field:
+    """A domed height from a signed distance: 0 at the border, 1 at depth `width`."""
+    t = np.clip(-distance / width, 0, 1)
+    dome: Field = np.sqrt(1 - (1 - t) ** 2)
+    return dome
+
+
+def shaft(rng: Rng, size: int) -> Form:
+    """A turned cylinder or spindle: sections of different width, grooves or a thread, strong highlights."""
+    centre = (rng.normal(0.5, 0.08), rng.normal(0.5, 0.08))
+    angle = (
+        rng.choice([0.0, math.pi / 2]).item() + rng.normal(0, 0.06)
+        if chance(rng, 0.6)
+        else rng.uniform(0, TAU)
+    )
+    u, v = rotated(size, centre, angle, log_uniform(rng, 0.8, 1.25))
+    half = log_uniform(rng, 0.07, 0.6)
+    cuts = np.sort(rng.uniform(-0.8, 0.8, int(rng.integers(0, 7))))
+    widths = (half * rng.uniform(0.75, 1.0, len(cuts) + 1)).astype(np.float32)
+    sections = np.searchsorted(cuts, u)
+    outline = widths[sections]
+    t = np.clip(v / outline, -1, 1)
+    shade = 0.15 + 0.6 * np.sqrt(np.maximum(1 - t * t, 0))
+    for place in rng.uniform(-0.8, 0.8, int(rng.integers(1, 4))).tolist():
+        shade = shade + rng.uniform(0.2, 1.0) * np.exp(-(((t - place) / log_uniform(rng, 0.03, 0.25)) ** 2))
+    tones = rng.uniform(0.75, 1.1, len(widths)).astype(np.float32)[sections]
+    if chance(rng, 0.6):
+        pitch = half * log_uniform(rng, 0.12, 0.9)
+        phase = (u + half * rng.uniform(0, 0.4) * np.arcsin(t)) * (TAU / pitch)
+        groove = np.tanh(np.sin(phase) * rng.uniform(0.7, 5))
+        shade = shade * (1 - rng.uniform(0.1, 0.45) * (0.5 + 0.5 * groove))
+        shade = shade + rng.uniform(0, 0.35) * np.clip(np.cos(phase + 0.6), 0, 1) ** 6
+    length = rng.uniform(0.3, 0.5) if chance(rng, 0.25) else 1.5
+    return Form(np.maximum(np.abs(v) - outline, np.abs(u) - length), shade=shade * tones)
+
+
+def row(rng: Rng, size: int) -> Form:
+    """Equal parts in a row or array: pins, tablets on a strip, pads, studs."""
+    angle = rng.normal(0, 0.04) if chance(rng, 0.7) else rng.uniform(0, TAU)
+    u, v = rotated(size, (0.5, 0.5), angle, log_uniform(rng, 0.75, 1.3))
+    pitch_u, pitch_v = log_uniform(rng, 0.1, 0.4), log_uniform(rng, 0.12, 0.5)
+    shift = rng.uniform(-0.5, 0.5)
+    column, line = np.floor(u / pitch_u + shift), np.floor(v / pitch_v + 0.5)
+    lines, columns = rng.integers(0, 3), rng.integers(1, 6)
+    du = (u / pitch_u + shift - column - 0.5) * pitch_u
+    dv = (v / pitch_v + 0.5 - line - 0.5) * pitch_v
+    a, b = pitch_u * rng.uniform(0.25, 0.42), pitch_v * rng.uniform(0.2, 0.42)
+    kind = int(rng.integers(4))
+    if kind == 0:
+        distance = np.sqrt(du * du + dv * dv) - min(a, b)
+    elif kind == 1:
+        distance = _box(du, dv, a, b, min(a, b) * rng.uniform(0.05, 1.0))
+    elif kind == 2:
+        distance = _hexagon(du, dv, min(a, b))
+    else:
+        r = np.sqrt(du * du + dv * dv)
+        distance = np.maximum(r - min(a, b), min(a, b) * rng.uniform(0.3, 0.6) - r)
+    present = (np.abs(line) <= lines) & (np.abs(column) <= columns)
+    distance = np.where(present, distance, 0.05)
+    numbers = ((line + 20) * 97 + column + 41).astype(np.int32)
+    return Form(distance, labels=np.where(present & (distance < 1.5 / size), numbers, 0))
+
+
+def scan(rng: Rng, size: int) -> Form:
+    """A section through a body on a dark field: nested, roughly symmetric regions and a bright rim."""
+    centre = (rng.normal(0.5, 0.02), rng.normal(0.5, 0.02))
+    u, v = rotated(size, centre, rng.normal(0, 0.08), log_uniform(rng, 0.95, 1.3))
+    a, b = rng.uniform(0.36, 0.46), rng.uniform(0.4, 0.47)
+    r = np.sqrt((u / a) ** 2 + (v / b) ** 2)
+    folds = clouds(rng, size, rng.uniform(5, 10))
+    folds = folds + folds[:, ::-1]
+    paint = rng.uniform(0.1, 0.4) * step(np.abs(r - 0.96) - 0.025, 0.03) - rng.uniform(0.1, 0.3) * step(
+        np.abs(r - 0.9) - 0.025, 0.03
+    )
+    paint = paint + rng.uniform(0.03, 0.1) * np.tanh(folds * 1.5) * step(r - 0.85, 0.05)
+    au = np.abs(u)
+    for _ in range(int(rng.integers(1, 4))):
+        cu, cv, radius = rng.uniform(0, 0.2), rng.uniform(-0.2, 0.2), rng.uniform(0.03, 0.1)
+        d = np.sqrt(((au - cu) * rng.uniform(1, 2)) ** 2 + (v - cv) ** 2) - radius
+        paint = paint + rng.uniform(-0.25, 0.2) * step(d, 0.03)
+    return Form((r - 1) * min(a, b), shade=np.ones_like(r), paint=paint)
+
+
+SHAPES: dict[str, Callable[[Rng, int], Form]] = {
+    f.__name__: f
+    for f in (disc, washer, bar, nut, bolt, capsule, plate, bracket, gear, cookie, shaft, row, scan)
+}
+
+
+def backdrop(rng: Rng, size: int, texture: Texture | None) -> Field:
+    """What an object lies on: a plain table, a tray with a rim, a belt, or the given texture."""
+    if texture is not None:
+        image = texture.image * rng.uniform(0.4, 1.0)
+    else:
+        shade = (
+            rng.uniform(0, 0.12)
+            if chance(rng, 0.25)
+            else (rng.uniform(0.85, 1.0) if chance(rng, 0.2) else None)
+        )
+        colour = random_colour(rng, grey=0.6) if shade is None else (shade, shade, shade)
+        image = colour_array(colour) + rng.uniform(0.002, 0.03) * clouds(rng, size, rng.uniform(1.5, 5))
+        if chance(rng, 0.4):
+            image = image + rng.uniform(0.003, 0.03) * spectral(rng, size, slope=rng.uniform(0.3, 1.5))
+    if chance(rng, 0.3):
+        u, v = rotated(size, (rng.normal(0.5, 0.05), rng.normal(0.5, 0.05)), rng.normal(0, 0.1))
+        rim = _box(u, v, rng.uniform(0.42, 0.55), rng.uniform(0.42, 0.55), rng.uniform(0.01, 0.2))
+        image = (
+            image
+            + rng.uniform(-0.2, 0.2) * step(rim, 0.01)
+            + rng.uniform(-0.2, 0.2) * step(np.abs(rim) - 0.012, 0.012)
+        )
+    elif chance(rng, 0.15):
+        y, x = grid(size)
+        line = (x if chance(rng, 0.5) else y) - rng.random()
+        image = image + rng.uniform(-0.25, 0.25) * step(line, 0.008)
+    return image
+
+
+def compose(rng: Rng, texture: Texture, behind: Field, form: Form, material: str, shape: str) -> Scene:
+    """The object of the given outline and texture, shaded, with its shadow, on what is behind it."""
+    light = rng.uniform(0, TAU)
+    alpha = edge(form.distance)
+    under = np.clip(behind, 0, 1)
+    body = texture.image if form.paint is None else texture.image + form.paint
+    if shape == "scan":
+        under = under * 0.05
+    elif chance(rng, 0.6):
+        reach = rng.uniform(0.005, 0.05) * alpha.shape[0]
+        moved = np.roll(alpha, (round(math.sin(light) * -reach), round(math.cos(light) * -reach)), (0, 1))
+        shadow = soft_blur(moved, int(rng.integers(2, 9)) * alpha.shape[0] // 224 or 1)
+        shadowed = under * (1 - rng.uniform(0.15, 0.6) * np.clip(shadow, 0, 1))
+    else:
+        shadowed = under
+    if shape == "scan":
+        shadowed = under
+    if form.shade is None:
+        height = blur_height(form.distance, log_uniform(rng, 0.012, 0.35))
+        slope = np.clip(relief(height, light) * rng.uniform(0.03, 0.12), -0.45, 0.45)
+        body = body * (1 + slope) * (0.75 + 0.25 * height)
+        if chance(rng, 0.4):
+            gloss = np.exp(-(((slope - rng.uniform(0.05, 0.3)) / rng.uniform(0.02, 0.1)) ** 2))
+            body = body + rng.uniform(0.05, 0.5) * gloss * (height < 0.98)
+    else:
+        body = body * form.shade
+    body = np.clip(body, 0, 1)
+    labels = form.labels
+    return Scene(mix(shadowed, body, alpha), alpha, material, shape, under=under, labels=labels, light=light)
