@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from blemish.parts.maps import gaussian_blur, softmax_then_upsample, to_grid, upsample_then_softmax
+from blemish.parts.maps import (
+    gaussian_blur,
+    softmax_then_upsample,
+    to_grid,
+    upsample_then_probability,
+    upsample_then_softmax,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -87,3 +93,9 @@ def test_corners_tell_the_two_orders_apart() -> None:
     centred = softmax_then_upsample(logits, (2, 2), (4, 4))[0, 1]
     assert torch.isclose(centred[0, 0], corner)
     assert torch.isclose(centred[0, 1], 0.75 * corner + 0.25 * 0.5)
+
+
+def test_probability_is_the_abnormal_channel() -> None:
+    logits = torch.randn(2, 6, 2) * 10
+    expected = upsample_then_softmax(logits, (3, 2), (20, 13))[:, 1]
+    assert torch.allclose(upsample_then_probability(logits, (3, 2), (20, 13)), expected, atol=1e-6)

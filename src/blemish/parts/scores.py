@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def top_k_mean(anomaly_map: Tensor, k: int) -> Tensor:
@@ -23,11 +24,12 @@ def maximum(anomaly_map: Tensor) -> Tensor:
 
 
 def cosine_logits(features: Tensor, text_features: Tensor) -> Tensor:
-    """Cosine similarities of features with each class text.
+    """Cosine similarities of features with each class text, computed in float32.
 
-    features: (..., D) or, one set of texts per image, (B, N, D); text_features: (K, D) or (B, K, D); neither need be
-    of unit length. Returns (..., K) in [-1, 1].
+    features: (..., N, D); text_features: (K, D), or (B, K, D) for one set of texts per image; neither need be
+    of unit length. Returns (..., N, K) in [-1, 1].
     """
-    features = features / features.norm(dim=-1, keepdim=True)
-    text_features = text_features / text_features.norm(dim=-1, keepdim=True)
-    return features @ text_features.transpose(-1, -2)
+    features, text_features = features.float(), text_features.float()
+    texts = F.normalize(text_features, dim=-1).transpose(-1, -2)
+    # The few products are divided instead of the many features.
+    return features @ texts / features.norm(dim=-1, keepdim=True).clamp_min(1e-12)

@@ -1,0 +1,304 @@
+"""The authors' own checkpoint files: recognised by content, read, and written.
+
+AnomalyCLIP's `epoch_15.pth` holds one dictionary `prompt_learner`; VCP-CLIP's `train_visa.pth` holds three
+dictionaries and six tensors. Both belong to ViT-L/14 at 336 pixels; files of other sizes are read all the
+same, when the backbone fits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..clip.model import CLIP
+from ..errors import BadCheckpoint, BadOption
+from ..parts.prompts import tokenizer_of
+from . import build
+from .anomaly_clip import AnomalyCLIP
+from .vcp_clip import VCPCLIP
+
+log = logging.getLogger(__name__)
+
+# Width of AnomalyCLIP's projections that its code creates, saves and never uses.
+UNUSED_WIDTH = 896
+VCP_GROUPS = ("trainable_linearlayer", "New_Lan_Embed", "Zero_try")
+VCP_UNUSED = "prompt_text_projection"
+BUFFERS = ("token_prefix_pos", "token_prefix_neg", "token_suffix_pos", "token_suffix_neg")
+
+Flat = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class OfficialInfo:
+    """What an authors' file is.
+
+    method: registry name. backbone: the named backbone of these widths, empty when there is none. text_width,
+    vision_width: widths of the towers it needs; None where the file does not depend on it. options: those of
+    the method that the shapes tell. values: numbers in the file.
+    """
+
+    method: str
+    backbone: str
+    text_width: int
+    vision_width: int | None
+    options: dict[str, Any]
+    values: int
+
+
+def recognise(source: Path | str | Mapping[str, Any]) -> OfficialInfo | None:
+    """What an authors' file (or its loaded content) is; None when it is anything else.
+
+    Nothing in the file is executed.
+    """
+    content = source if isinstance(source, Mapping) else _load(Path(source))
+    if content is None:
+        return None
+    flat = _flatten(content)
+    values = sum(t.numel() for t in flat.values())
+    if "ctx_pos" in flat and "cls_ctx" not in flat and "prompt_learner" in content:
+        width = int(flat["ctx_pos"].shape[-1])
+        deep = [t for name, t in flat.items() if name.startswith("compound_prompts_text.")]
+        options = {"n_ctx": int(flat["ctx_pos"].shape[-2]), "depth": len(deep) + 1}
+        if deep:
+            options["t_n_ctx"] = int(deep[0].shape[0])
+        backbone = "ViT-L-14-336" if width == 768 else ""
+        return OfficialInfo("anomaly_clip", backbone, width, None, options, values)
+    base, query = flat.get("trainable_linearlayer.fc.0.weight"), flat.get("New_Lan_Embed.prompt_query")
+    if base is not None and query is not None and not {"model", "alpha"} & set(content):
+        deep_prompt = flat.get("prompt_embeddings")
+        options = {"category_tokens": int(query.shape[-2])}
+        if deep_prompt is not None:
+            options["deep_tokens"] = int(deep_prompt.shape[-2])
+        width, vision = int(query.shape[-1]), int(base.shape[1])
+        backbone = "ViT-L-14-336" if (width, vision) == (768, 1024) else ""
+        return OfficialInfo("vcp_clip", backbone, width, vision, options, values)
+    return None
+
+
+def read_official(path: Path | str, clip: CLIP, method: str | None = None, **options: Any) -> Any:
+    """A method with the learned parts of an authors' file, in evaluation mode.
+
+    method: the method expected, any when None. options: as in `methods.build`, except those that the file's
+    shapes decide. Raises BadCheckpoint for a file of another kind, method or backbone and for missing keys;
+    warns through logging when the file was made on a backbone with other words.
+    """
+    path = Path(path)
+    content = _load(path)
+    info = recognise(content) if content is not None else None
+    if content is None or info is None:
+        raise BadCheckpoint(
+            f"{path} is no authors' checkpoint of anomaly_clip or vcp_clip; see `blemish info {path}`"
+        )
+    if method is not None and method != info.method:
+        raise BadCheckpoint(f"{path} holds {info.method}, not {method}; pass --method {info.method}")
+    _check_backbone(path, info, clip)
+    for key in options.keys() & info.options.keys():
+        if options[key] != info.options[key]:
+            raise BadOption(f"option {key} is {options[key]!r}, but {path} was made with {info.options[key]}")
+    made = build(info.method, clip, **(options | info.options))
+    flat = _flatten(content)
+    expected = _shapes(made)
+    missing = [name for name in expected if name not in flat]
+    if missing:
+        raise BadCheckpoint(
+            f"{path}: {len(missing)} of {len(expected)} tensors of {info.method} are missing, "
+            f"first {missing[0]}; the file is damaged or of another version, get it again"
+        )
+    for name, shape in expected.items():
+        if tuple(flat[name].shape) != shape:
+            raise BadCheckpoint(
+                f"{path}: {name} is {tuple(flat[name].shape)}, expected {shape} on this backbone; "
+                f"the authors' files need {info.backbone or 'the backbone they were trained on'}"
+            )
+    with torch.no_grad():
+        _assign(made, flat)
+    if isinstance(made, AnomalyCLIP):
+        _compare_words(path, made, flat)
+    return made.eval()
+
+
+def to_official(method: Any) -> dict[str, Any]:
+    """The content of an authors' file for a method: nested as their code saves it, float32, on the CPU.
+
+    Raises BadOption for variants that their files cannot hold.
+    """
+    if isinstance(method, AnomalyCLIP):
+        return {"prompt_learner": _cpu(_anomaly_learned(method) | _anomaly_extra(method))}
+    if isinstance(method, VCPCLIP):
+        width = method.clip.config.text.width
+        flat = _cpu(_vcp_learned(method) | {VCP_UNUSED: torch.zeros(width, width)})
+        nested: dict[str, Any] = {group: {} for group in VCP_GROUPS}
+        for name, tensor in flat.items():
+            group, _, rest = name.partition(".")
+            if group in nested:
+                nested[group][rest] = tensor
+            else:
+                nested[name] = tensor
+        return nested
+    raise BadOption(f"{type(method).__name__} has no authors' file format")
+
+
+def write_official(method: Any, path: Path | str) -> None:
+    """Write a method as an authors' file, whole or not at all; see `to_official`."""
+    path = Path(path)
+    content = to_official(method)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        torch.save(content, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _load(path: Path) -> Mapping[str, Any] | None:
+    """The dictionary in a PyTorch file, or None. Only tensors and plain containers are ever unpickled."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # every damaged or foreign file fails in its own way
+        log.debug("%s is no PyTorch file of tensors: %s", path, error)
+        return None
+    return content if isinstance(content, Mapping) else None
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file is of PyTorch's present (zip) form, which can be mapped into memory."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _flatten(content: Mapping[str, Any]) -> Flat:
+    """Tensors under dotted names; the single group of AnomalyCLIP's file leaves no prefix."""
+    flat: Flat = {}
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            flat[name] = value.detach()
+        elif isinstance(value, Mapping):
+            prefix = "" if name == "prompt_learner" else f"{name}."
+            flat |= {f"{prefix}{k}": v.detach() for k, v in value.items() if isinstance(v, Tensor)}
+    return flat
+
+
+def _cpu(flat: Flat) -> Flat:
+    return {
+        name: (t.detach().float() if t.is_floating_point() else t).cpu().contiguous().clone()
+        for name, t in flat.items()
+    }
+
+
+def _check_backbone(path: Path, info: OfficialInfo, clip: CLIP) -> None:
+    have = {"text width": clip.config.text.width, "image width": clip.config.vision.width}
+    need = {"text width": info.text_width, "image width": info.vision_width}
+    for name, value in need.items():
+        if value is not None and value != have[name]:
+            wanted = info.backbone or "the one it was trained on"
+            raise BadCheckpoint(
+                f"{path} needs a backbone of {name} {value}, this one has {have[name]}; "
+                f"pass --backbone with {wanted}"
+            )
+
+
+def _shapes(method: Any) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the learned tensors in the authors' file."""
+    learned = _anomaly_learned(method) if isinstance(method, AnomalyCLIP) else _vcp_learned(method)
+    return {name: tuple(t.shape) for name, t in learned.items()}
+
+
+def _assign(method: Any, flat: Flat) -> None:
+    if isinstance(method, AnomalyCLIP):
+        deep = [flat[f"compound_prompts_text.{i}"] for i in range(len(method.deep_tokens))]
+        method.words.copy_(torch.cat([flat["ctx_pos"][0], flat["ctx_neg"][0]]))
+        if deep:
+            method.deep_tokens.copy_(torch.stack(deep))
+        return
+    for ours, theirs in _vcp_names(method):
+        target = method.get_parameter(ours)
+        target.copy_(flat[theirs].reshape(target.shape))
+    method.deep_prompts.copy_(torch.cat([flat["prompt_embeddings"], flat["deep_prompt_embeddings"]]))
+
+
+def _anomaly_learned(method: AnomalyCLIP) -> Flat:
+    if method.config.object_aware:
+        raise BadOption("the authors' files know the word 'object' only, not object-aware prompts")
+    words = method.words.expand(2, -1, -1)
+    deep = {f"compound_prompts_text.{i}": t for i, t in enumerate(method.deep_tokens)}
+    return {"ctx_pos": words[None, :1], "ctx_neg": words[None, 1:]} | deep
+
+
+def _anomaly_extra(method: AnomalyCLIP) -> Flat:
+    """The rest of AnomalyCLIP's file: projections without use, and buffers that follow from the backbone."""
+    count, width = len(method.deep_tokens), method.words.shape[-1]
+    extra: Flat = {}
+    for i in range(count):
+        extra[f"compound_prompt_projections.{i}.weight"] = torch.zeros(UNUSED_WIDTH, width)
+        extra[f"compound_prompt_projections.{i}.bias"] = torch.zeros(UNUSED_WIDTH)
+    n_ctx = method.config.n_ctx
+    (filler,) = tokenizer_of(method.clip).encode("X")[:1]
+    prompts, _ = method.prompts()
+    for state, words, prompt in zip(("pos", "neg"), prompts, method.templates(), strict=True):
+        extra[f"token_prefix_{state}"] = words[None, None, :1]
+        extra[f"token_suffix_{state}"] = words[None, None, 1 + n_ctx :]
+        ids = torch.zeros(1, 1, len(words), dtype=torch.int32)
+        ids[0, 0, : len(prompt.ids)] = torch.tensor(prompt.ids, dtype=torch.int32)
+        ids[0, 0, 1 : 1 + n_ctx] = filler
+        extra[f"tokenized_prompts_{state}"] = ids
+    return extra
+
+
+def _compare_words(path: Path, method: AnomalyCLIP, flat: Flat) -> None:
+    """Warn when the file's copies of the backbone's word embeddings differ from this backbone's."""
+    ours = _anomaly_extra(method)
+    for name in BUFFERS:
+        if name not in flat:
+            continue
+        mine, theirs = ours[name].float().cpu(), flat[name].float()
+        # Half precision weights differ by their rounding alone, far less than two backbones do.
+        if mine.shape != theirs.shape or (mine - theirs).norm() > 0.02 * theirs.norm():
+            log.warning(
+                "%s was made on a backbone with other word embeddings (%s); scores may be wrong", path, name
+            )
+            return
+
+
+def _vcp_names(method: VCPCLIP) -> list[tuple[str, str]]:
+    """Our names and the authors', except the deep prompts."""
+    pairs = [("category", "New_Lan_Embed.prompt_query"), ("log_scale", "New_Lan_Embed.prompt_temp")]
+    pairs.append(("post_log_scale", "Zero_try.prompt_temp_l1"))
+    modules = [(f"linear.{i}", f"trainable_linearlayer.fc.{i}") for i in range(len(method.linear))]
+    modules += [
+        ("mini_net", "New_Lan_Embed.prompt_linear1.fc"),
+        ("post.query", "Zero_try.q_proj_pre"),
+        ("post.key", "Zero_try.k_proj_pre_1"),
+        ("post.value", "Zero_try.v_proj_pre_1"),
+        ("post.out", "Zero_try.proj_post_t"),
+        ("deep_projection", "prompt_proj"),
+        ("prompt_norm", "prompt_norm"),
+    ]
+    return pairs + [(f"{a}.{kind}", f"{b}.{kind}") for a, b in modules for kind in ("weight", "bias")]
+
+
+def _vcp_learned(method: VCPCLIP) -> Flat:
+    if method.mini_net is None or not method.config.post_vcp:
+        raise BadOption("the authors' files hold both branches of vcp_clip; mini_net and post_vcp must be on")
+    if method.class_adapter is not None:
+        raise BadOption("the authors' files need a backbone whose text width equals its joint width")
+    flat: Flat = {}
+    for ours, theirs in _vcp_names(method):
+        tensor: Tensor = method.get_parameter(ours)
+        if ours == "category":
+            tensor = tensor[None]
+        elif ours.startswith("post.") and ours.endswith(".weight"):
+            tensor = tensor[..., None]
+        flat[theirs] = tensor
+    return flat | {
+        "prompt_embeddings": method.deep_prompts[:1],
+        "deep_prompt_embeddings": method.deep_prompts[1:],
+    }
