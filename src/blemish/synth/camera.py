@@ -35,7 +35,7 @@ class Camera:
 def random_camera(rng: Rng, size: int) -> Camera:
     """A random shot: linear and radial gradients, cloudy light, vignette, and mild faults of the camera."""
     y, x = grid(size)
-    light = np.ones((size, size), dtype=np.float32)
+    light: Field = np.ones((size, size), dtype=np.float32)
     if chance(rng, 0.6):
         across, down = rng.normal(0, 0.18, 2).tolist()
         light = light + (x - 0.5) * across + (y - 0.5) * down

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -41,4 +40,4 @@ def _save(pixels: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     Image.fromarray(pixels).save(partial, "PNG")
-    os.replace(partial, path)
+    partial.replace(path)

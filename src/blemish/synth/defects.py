@@ -18,6 +18,7 @@ from blemish.synth.fields import (
     Rng,
     blob,
     blur,
+    bounds,
     chance,
     clouds,
     colour_array,
@@ -39,14 +40,23 @@ from blemish.synth.palette import random_colour
 
 @dataclass
 class Change:
-    """A picture with the defect, (3, S, S), and the coverage (S, S) in which it was allowed to differ."""
+    """A picture with the defect, (3, S, S), and the coverage (S, S) in which it was allowed to differ.
+
+    solid: the defect is one body, so pixels inside that happen to look unchanged belong to it all the same.
+    """
 
     image: Field
     support: Field
+    solid: bool = False
 
 
 Defect = Callable[[Rng, Scene, Field, float], Change | None]
 MAX_LINE = 0.9
+SHAPELESS = (
+    "plastic", "paint", "steel", "cast", "skin", "tissue", "stone", "concrete", "marble", "asphalt", "carpet", "paper",
+    "rubber", "ceramic", "foam",
+)  # fmt: skip
+"""Materials of random grain, in which a shifted or bent patch cannot be told from the rest."""
 
 
 def spot(rng: Rng, scene: Scene, where: Field | None = None) -> tuple[float, float]:
@@ -201,31 +211,25 @@ def contamination(rng: Rng, scene: Scene, image: Field, area: float) -> Change:
         colour = np.clip(colour + (0.25 if local < 0.5 else -0.25), 0, 1)
     grain = spectral(rng, size, slope=rng.uniform(0.3, 1.6)) * log_uniform(rng, 0.01, 0.12)
     changed = mix(image, (colour + grain) * (1 + slope), cover * rng.uniform(0.6, 1.0))
-    return Change(changed, cover)
-
-
-def window(size: int, distance: Field) -> tuple[slice, slice]:
-    """The rows and columns, padded by a few pixels, in which a signed distance is negative."""
-    inside = distance < 3.0 / size
-    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    if not len(rows):
-        return slice(0, 0), slice(0, 0)
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return Change(changed, cover, solid=True)
 
 
 def warp(rng: Rng, scene: Scene, image: Field, area: float) -> Change | None:
     """The pattern pulled, twisted or squeezed inside a patch."""
     size = image.shape[1]
-    if scene.rough < 0.02 and scene.shape == "surface":
+    if scene.shape == "surface" and (scene.rough < 0.015 or scene.material in SHAPELESS):
         return None
     area = max(area, 0.004)
     radius = math.sqrt(area / math.pi)
     distance = blob(rng, size, spot(rng, scene), area, ragged=0.1)
     cover = step(distance, radius * 0.8)
-    rows, columns = window(size, distance - radius * 0.4)
-    push = radius * size * rng.uniform(0.3, 0.9)
+    box = bounds(distance < radius * 0.4, 2)
+    if box is None:
+        return None
+    rows, columns = box
+    push = radius * size * rng.uniform(0.2, 0.5)
     dy, dx = (
-        clouds(rng, size, min(1.2 / radius, 40))[rows, columns] * cover[rows, columns] * push
+        clouds(rng, size, min(0.6 / radius, 40))[rows, columns] * cover[rows, columns] * push
         for _ in range(2)
     )
     r, c = np.indices(dy.shape, dtype=np.float32)
@@ -239,7 +243,7 @@ def warp(rng: Rng, scene: Scene, image: Field, area: float) -> Change | None:
 def smear(rng: Rng, scene: Scene, image: Field, area: float) -> Change | None:
     """A patch in which the texture is wiped out, evenly or in one direction."""
     size = image.shape[1]
-    if scene.rough < 0.025:
+    if scene.rough < 0.03:
         return None
     area = max(area, 0.004)
     distance = blob(rng, size, spot(rng, scene), area)
@@ -265,7 +269,7 @@ def dent(rng: Rng, scene: Scene, image: Field, area: float) -> Change:
     shade = (slope * strength + rng.uniform(-0.3, 0.1) * abs(strength) * height) * scene.alpha
     if chance(rng, 0.3):
         shade = shade + abs(strength) * step(np.abs(slope - 0.5) - 0.1, 0.2) * height
-    return Change(image + shade, (height > 0.04) * scene.alpha)
+    return Change(image + shade, (height > 0.15) * scene.alpha, solid=True)
 
 
 def lump(rng: Rng, scene: Scene, image: Field, area: float) -> Change:
@@ -275,15 +279,15 @@ def lump(rng: Rng, scene: Scene, image: Field, area: float) -> Change:
     radius = math.sqrt(area / math.pi)
     distance = blob(rng, size, spot(rng, scene), area, ragged=rng.uniform(0.02, 0.2))
     height = np.sqrt(np.clip(-distance / radius, 0, 1))
-    slope = np.clip(relief(blur(height, radius * 0.12), scene.light) * radius, -2, 2)
+    slope = np.clip(relief(blur(height, radius * 0.12), scene.light) * radius, -1, 1)
     cover = step(distance, radius * rng.uniform(0.05, 0.5) + 1.0 / size) * scene.alpha
     tint = colour_array((1 + rng.normal(0, 0.15) + rng.normal(0, 0.12, 3)).tolist())
-    strength = rng.uniform(0.08, 0.25) + scene.rough
+    strength = log_uniform(rng, 0.05, 0.3) + scene.rough
     changed = image * (1 + (tint - 1) * cover) + strength * slope * cover
     if chance(rng, 0.4):
         gloss = step(np.abs(slope - 0.9) - 0.15, 0.3) * cover
         changed = changed + rng.uniform(0.1, 0.4) * gloss
-    return Change(changed, cover)
+    return Change(changed, cover, solid=True)
 
 
 def wrinkle(rng: Rng, scene: Scene, image: Field, area: float) -> Change:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,11 @@ from scipy import ndimage
 
 from blemish.synth.camera import Camera, Pixels, develop, expose, random_camera
 from blemish.synth.captions import NORMAL_STATES, states_of, title
+from blemish.synth.defects import Change
 from blemish.synth.families import DEFECT_FUNCTIONS, MATERIAL_FUNCTIONS, SURFACE, Families
+from blemish.synth.fields import bounds, close
 from blemish.synth.fields import Field, Mask, Rng, blur, chance, log_uniform
+from blemish.synth.fittings import fit
 from blemish.synth.objects import SHAPES as OUTLINES
 from blemish.synth.objects import Scene, backdrop, compose
 from blemish.synth.palette import colour_name
@@ -19,6 +23,9 @@ from blemish.synth.structural import LINE_ART, PARTS
 MIN_SIZE = 64
 ATTEMPTS = 8
 SCENES = 40
+MAX_AREA = 0.35
+BODIES = ("plastic", "paint", "brushed", "steel", "cast", "wood", "rubber", "ceramic", "stone", "foam")
+"""Materials that most objects are made of."""
 VISIBLE = 0.03
 """Least mean brightness change, of a full range of 1, inside a mask; below it a defect is not counted."""
 
@@ -80,13 +87,18 @@ def random_scene(rng: Rng, size: int, families: Families) -> Scene:
     """A normal surface (about half) or object of the allowed materials and shapes."""
     outlines = [name for name in families.shapes if name != SURFACE]
     whole = SURFACE in families.shapes and (not outlines or chance(rng, 0.52))
-    material = families.materials[int(rng.integers(len(families.materials)))]
+    choice = families.materials
+    if not whole and chance(rng, 0.6):
+        choice = tuple(name for name in choice if name in BODIES) or choice
+    material = choice[int(rng.integers(len(choice)))]
     if "circuit" in families.materials and whole and chance(rng, 0.06):
         material = "circuit"
     texture = MATERIAL_FUNCTIONS[material](rng, size)
     if whole:
         plain = np.ones((size, size), dtype=np.float32)
         image = np.clip(texture.image, 0, 1)
+        if texture.ink is None and chance(rng, 0.25):
+            image = fit(rng, image)
         return Scene(
             image, plain, material, SURFACE, texture.under, texture.fore, texture.ink, texture.labels,
             rng.uniform(0, 6.28),
@@ -130,7 +142,7 @@ def _damage(
         if change is None:
             continue
         new = expose(change.image, camera)
-        found = visible(lit, new, change.support, scene.rough, camera.sigma)
+        found = visible(lit, new, change, math.hypot(scene.rough, camera.noise), camera.sigma)
         if found is None:
             continue
         image, lit = np.clip(change.image, 0, 1), new
@@ -141,37 +153,34 @@ def _damage(
     return lit, mask, tuple(kept)
 
 
-def visible(before: Field, after: Field, support: Field, rough: float, sigma: float) -> Mask | None:
-    """The mask of a change: where it can be seen, closed to smooth blobs; None when it cannot.
+def visible(before: Field, after: Field, change: Change, rough: float, sigma: float) -> Mask | None:
+    """The mask of a change: where it can be seen, as smooth blobs; None when it cannot be seen.
 
-    before, after: exposed pictures (3, S, S). support: (S, S), where the defect meant to be. rough: deviation of the
-    surface's own fine texture. sigma: the camera's blur, as a fraction of the side.
+    before, after: exposed pictures (3, S, S). rough: deviation of the surface's own fine texture and the sensor's
+    noise. sigma: the camera's blur, as a fraction of the side.
     """
-    size = support.shape[0]
-    change = np.abs(after - before).max(axis=0)
-    if float(change.max()) < VISIBLE:
+    size = change.support.shape[0]
+    amount = np.abs(after - before).max(axis=0)
+    if float(amount.max()) < VISIBLE:
         return None
-    change = blur(change, max(sigma, 0.7 / size))
-    threshold = max(0.6 * VISIBLE, 0.22 * float(change.max()), 0.25 * rough)
-    rows, columns = (np.flatnonzero((change > threshold).any(axis)) for axis in (1, 0))
-    if not len(rows):
+    amount = blur(amount, max(sigma, 0.7 / size))
+    threshold = max(0.6 * VISIBLE, 0.22 * float(amount.max()), 0.25 * rough)
+    box = bounds(amount > threshold, max(4, size // 32))
+    if box is None:
         return None
-    pad = max(4, size // 32)
-    box = (
-        slice(max(0, rows[0] - pad), min(size, rows[-1] + pad + 1)),
-        slice(max(0, columns[0] - pad), min(size, columns[-1] + pad + 1)),
-    )
-    local = change[box] > threshold
-    near = ndimage.binary_dilation(support[box] > 0.1, iterations=1)
-    smooth = ndimage.uniform_filter(np.minimum(change[box], 3 * threshold) * near, max(3, size // 56) | 1)
-    filled = (smooth > threshold * 0.75) & (support[box] > 0.25)
-    found = ndimage.binary_closing(np.pad((local & near) | filled, 3), iterations=2)[3:-3, 3:-3]
-    found = ndimage.binary_fill_holes(found) if found.mean() < 0.9 and support[box].max() > 0.9 else found
+    amount, support = amount[box], change.support[box]
+    near = ndimage.binary_dilation(support > 0.1, iterations=1)
+    spread = ndimage.uniform_filter(np.minimum(amount, 3 * threshold) * near, max(3, size // 56) | 1)
+    found = ((amount > threshold) & near) | ((spread > threshold * 0.75) & (support > 0.25))
+    if change.solid:
+        found = close(found, 0.35 * math.sqrt(float(found.sum()))) & near
+        found = ndimage.binary_fill_holes(found)
+    else:
+        found = close(found, 1.5)
     area = int(found.sum())
-    if area < 3 or area > 0.35 * size * size:
+    if area < 3 or area > MAX_AREA * size * size:
         return None
-    strength = float(change[box][found].mean())
-    if strength < VISIBLE * 0.8 + 0.3 * rough / (1 + area / 40):
+    if float(amount[found].mean()) < 0.8 * VISIBLE + 0.6 * rough / (1 + math.sqrt(area) / 12):
         return None
     mask = np.zeros((size, size), dtype=bool)
     mask[box] = found

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import fft, ndimage
 
-Field = NDArray[np.float32]
+Field = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 Points = Sequence[tuple[float, float]]
 Rng = np.random.Generator
@@ -218,3 +219,25 @@ def relief(height: Field, light: float) -> Field:
     dy[0], dy[-1], dx[:, 0], dx[:, -1] = dy[1], dy[-2], dx[:, 1], dx[:, -2]
     slope: Field = dx * math.cos(light) + dy * math.sin(light)
     return slope
+
+
+def bounds(mask: Mask, pad: int) -> tuple[slice, slice] | None:
+    """Rows and columns around the True pixels, `pad` pixels wider on every side; None when there are none."""
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return None
+    height, width = mask.shape
+    return (
+        slice(max(0, int(rows[0]) - pad), min(height, int(rows[-1]) + pad + 1)),
+        slice(max(0, int(columns[0]) - pad), min(width, int(columns[-1]) + pad + 1)),
+    )
+
+
+def close(mask: Mask, radius: float) -> Mask:
+    """Morphological closing of a mask by a disc; radius in pixels, at least 1."""
+    pad = math.ceil(radius) + 1
+    wide = np.pad(mask, pad)
+    grown = ndimage.distance_transform_edt(~wide) <= radius
+    kept = ndimage.distance_transform_edt(grown) > radius
+    closed: Mask = (kept | wide)[pad:-pad, pad:-pad]
+    return closed

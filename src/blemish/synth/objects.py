@@ -40,7 +40,7 @@ class Form:
     """The outline of an object and what lies on it.
 
     distance: signed, (S, S). shade: factor on the brightness, or None for shading from the outline. paint: additions
-    to the colour. labels: numbers of the separate parts of a row, else None. base: a fixed colour (3, 1, 1) instead of the material.
+    to the colour. labels: numbers of the separate parts of a row, else None.
     """
 
     distance: Field
@@ -81,7 +81,7 @@ def _place(rng: Rng, size: int) -> tuple[Field, Field, float]:
     centre = (rng.normal(0.5, 0.07), rng.normal(0.5, 0.07))
     angle = rng.normal(0, 0.05) if chance(rng, 0.3) else rng.uniform(0, TAU)
     u, v = rotated(size, centre, angle, log_uniform(rng, 0.7, 1.45))
-    return u, v, log_uniform(rng, 0.2, 0.48)
+    return u, v, log_uniform(rng, 0.24, 0.5)
 
 
 def _box(u: Field, v: Field, a: float, b: float, corner: float) -> Field:
@@ -145,7 +145,7 @@ def bolt(rng: Rng, size: int) -> Form:
     threaded = step(start + radius * rng.uniform(0.3, 1.0) - u, 0.01) * step(np.abs(v) - shank, 0.01)
     thread = np.sin((u + v * 0.15) * (TAU / pitch)) * threaded
     wobble = np.abs(np.sin((u + v * 0.15) * (math.pi / pitch))) * threaded * shank * 0.15
-    t = np.clip(v / np.where(top < 0, head, shank), -1, 1)
+    t = np.clip(v / np.where(top < 0, np.float32(head), np.float32(shank)), -1, 1)
     shade = 0.45 + 0.65 * np.sqrt(1 - 0.95 * t * t) + 0.25 * thread
     return Form(np.minimum(body + wobble, top), shade=shade)
 
@@ -218,8 +218,7 @@ def cookie(rng: Rng, size: int) -> Form:
     area = rng.uniform(0.2, 0.5)
     distance = blob(rng, size, centre, area, ragged=rng.uniform(0.03, 0.12))
     crumbs = spectral(rng, size, slope=rng.uniform(0.5, 1.2))
-    shade = relief(blur_height(distance, 0.12), rng.uniform(0, TAU))
-    paint = rng.uniform(0.02, 0.09) * crumbs + 0.0 * shade
+    paint = rng.uniform(0.02, 0.09) * crumbs
     if chance(rng, 0.6):
         chips = step(rng.uniform(1.2, 2.0) - spectral(rng, size, band=(rng.uniform(5, 12), 3)), 0.35)
         paint = paint + rng.uniform(-0.4, 0.15) * chips
@@ -229,11 +228,11 @@ def cookie(rng: Rng, size: int) -> Form:
     return Form(distance, paint=paint)
 
 
-def blur_height(distance: Field, width: float) -> Field:
+def dome(distance: Field, width: float) -> Field:
     """A domed height from a signed distance: 0 at the border, 1 at depth `width`."""
     t = np.clip(-distance / width, 0, 1)
-    dome: Field = np.sqrt(1 - (1 - t) ** 2)
-    return dome
+    height: Field = np.sqrt(1 - (1 - t) ** 2)
+    return height
 
 
 def shaft(rng: Rng, size: int) -> Form:
@@ -347,32 +346,47 @@ def backdrop(rng: Rng, size: int, texture: Texture | None) -> Field:
     return image
 
 
+def _shadow(rng: Rng, under: Field, alpha: Field, light: float) -> Field:
+    """The backdrop with the object's soft shadow on it."""
+    size = alpha.shape[0]
+    reach = rng.uniform(0.005, 0.05) * size
+    moved = np.roll(alpha, (round(math.sin(light) * -reach), round(math.cos(light) * -reach)), (0, 1))
+    soft = soft_blur(moved, max(1, int(rng.integers(2, 9)) * size // 224))
+    return under * (1 - rng.uniform(0.15, 0.6) * np.clip(soft, 0, 1))
+
+
+def _shaded(rng: Rng, body: Field, form: Form, light: float) -> Field:
+    """The object's colours under the light: by the form's own shade, or as a bevelled or domed body."""
+    if form.shade is not None:
+        return body * form.shade
+    height = dome(form.distance, log_uniform(rng, 0.012, 0.35))
+    slope = np.clip(relief(height, light) * rng.uniform(0.03, 0.12), -0.45, 0.45)
+    body = body * (1 + slope) * (0.75 + 0.25 * height)
+    if chance(rng, 0.4):
+        gloss = np.exp(-(((slope - rng.uniform(0.05, 0.3)) / rng.uniform(0.02, 0.1)) ** 2))
+        body = body + rng.uniform(0.05, 0.5) * gloss * (height < 0.98)
+    return body
+
+
 def compose(rng: Rng, texture: Texture, behind: Field, form: Form, material: str, shape: str) -> Scene:
     """The object of the given outline and texture, shaded, with its shadow, on what is behind it."""
     light = rng.uniform(0, TAU)
     alpha = edge(form.distance)
     under = np.clip(behind, 0, 1)
-    body = texture.image if form.paint is None else texture.image + form.paint
+    body = texture.image
     if shape == "scan":
         under = under * 0.05
-    elif chance(rng, 0.6):
-        reach = rng.uniform(0.005, 0.05) * alpha.shape[0]
-        moved = np.roll(alpha, (round(math.sin(light) * -reach), round(math.cos(light) * -reach)), (0, 1))
-        shadow = soft_blur(moved, int(rng.integers(2, 9)) * alpha.shape[0] // 224 or 1)
-        shadowed = under * (1 - rng.uniform(0.15, 0.6) * np.clip(shadow, 0, 1))
-    else:
-        shadowed = under
-    if shape == "scan":
-        shadowed = under
-    if form.shade is None:
-        height = blur_height(form.distance, log_uniform(rng, 0.012, 0.35))
-        slope = np.clip(relief(height, light) * rng.uniform(0.03, 0.12), -0.45, 0.45)
-        body = body * (1 + slope) * (0.75 + 0.25 * height)
-        if chance(rng, 0.4):
-            gloss = np.exp(-(((slope - rng.uniform(0.05, 0.3)) / rng.uniform(0.02, 0.1)) ** 2))
-            body = body + rng.uniform(0.05, 0.5) * gloss * (height < 0.98)
-    else:
-        body = body * form.shade
-    body = np.clip(body, 0, 1)
-    labels = form.labels
-    return Scene(mix(shadowed, body, alpha), alpha, material, shape, under=under, labels=labels, light=light)
+        body = luma(body)[None]
+        body = (
+            rng.uniform(0.25, 0.5)
+            + rng.uniform(0.1, 0.4) * (body - float(body.mean()))
+            + np.zeros_like(under)
+        )
+    elif abs(gap := float(body.mean() - under.mean())) < 0.12:
+        under = np.clip(under + (0.2 if gap < 0 or float(under.mean()) < 0.15 else -0.2), 0, 1)
+    if form.paint is not None:
+        body = body + form.paint
+    body = np.clip(_shaded(rng, body, form, light), 0, 1)
+    ground = _shadow(rng, under, alpha, light) if shape != "scan" and chance(rng, 0.6) else under
+    image = mix(ground, body, alpha)
+    return Scene(image, alpha, material, shape, under=under, labels=form.labels, light=light)

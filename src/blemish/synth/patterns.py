@@ -320,9 +320,9 @@ def _tracks(rng: Rng, pen: ImageDraw.ImageDraw, scale: int) -> None:
     jogs = (rng.choice([-3, -2, -1, 1, 2, 3], len(bends)) * pitch).tolist()
     x, y, path = -0.1, 0.0, [(-0.1, 0.0)]
     for bend, jog in zip(bends, jogs, strict=True):
-        bend = max(bend, x + 0.01)
-        path.append((bend, y))
-        x, y = bend + abs(jog), y + jog
+        turn = max(bend, x + 0.01)
+        path.append((turn, y))
+        x, y = turn + abs(jog), y + jog
         path.append((x, y))
     path.append((max(1.1, x + 0.1), y))
     line = max(2, round(width * scale))

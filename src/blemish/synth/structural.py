@@ -7,7 +7,7 @@ import math
 import numpy as np
 from scipy import ndimage
 
-from blemish.synth.defects import Change, Defect, spot
+from blemish.synth.defects import SHAPELESS, Change, Defect, spot
 from blemish.synth.fields import (
     Field,
     Mask,
@@ -51,7 +51,7 @@ def missing(rng: Rng, scene: Scene, image: Field, area: float) -> Change | None:
     element = _element(rng, scene)
     if element is not None:
         cover = ndimage.binary_dilation(element, iterations=1).astype(np.float32)
-        return Change(mix(image, scene.under, cover), cover)
+        return Change(mix(image, scene.under, cover), cover, solid=True)
     if scene.shape == "surface":
         return None
     size = image.shape[1]
@@ -71,7 +71,7 @@ def missing(rng: Rng, scene: Scene, image: Field, area: float) -> Change | None:
         face = step(np.abs(distance - 0.008) - 0.006, 0.006) * scene.alpha
         changed = changed * (1 + rng.uniform(-0.5, 0.3) * face * (1 - cover))
         cover = np.maximum(cover, face)
-    return Change(changed, cover)
+    return Change(changed, cover, solid=True)
 
 
 def chip(rng: Rng, scene: Scene, image: Field, area: float) -> Change | None:
@@ -86,7 +86,7 @@ def chip(rng: Rng, scene: Scene, image: Field, area: float) -> Change | None:
     changed = mix(image, inner, cover)
     rim = step(np.abs(distance) - 0.006, 0.006) * scene.alpha
     changed = changed + rng.uniform(0.1, 0.3) * rim * np.clip(-relief(distance, scene.light), -1, 1)
-    return Change(changed, np.maximum(cover, rim))
+    return Change(changed, np.maximum(cover, rim), solid=True)
 
 
 def foreign(rng: Rng, scene: Scene, image: Field, area: float) -> Change:
@@ -98,6 +98,7 @@ def foreign(rng: Rng, scene: Scene, image: Field, area: float) -> Change:
     u, v = rotated(size, (x, y), rng.uniform(0, 2 * math.pi))
     aspect = log_uniform(rng, 1, 4)
     kind = int(rng.integers(4))
+    distance: Field
     if kind == 0:
         distance = np.sqrt(u * u * aspect + v * v / aspect) - radius
     elif kind == 1:
@@ -119,7 +120,7 @@ def foreign(rng: Rng, scene: Scene, image: Field, area: float) -> Change:
     shadow = np.clip(np.roll(soft_blur(cover, 2), (offset, offset), (0, 1)), 0, 1) * rng.uniform(0, 0.5)
     grain = rng.uniform(0, 0.05) * spectral(rng, size, slope=0.8)
     changed = mix(image * (1 - shadow), (colour_array(colour.tolist()) + grain) * shade, cover)
-    return Change(changed, np.maximum(cover, shadow))
+    return Change(changed, np.maximum(cover, shadow), solid=True)
 
 
 def misplaced(rng: Rng, scene: Scene, image: Field, area: float) -> Change | None:
@@ -135,8 +136,8 @@ def misplaced(rng: Rng, scene: Scene, image: Field, area: float) -> Change | Non
         cover = ndimage.binary_dilation(element, iterations=1).astype(np.float32)
         emptied = mix(image, scene.under, cover)
         lifted, mould = np.roll(image, move, (1, 2)), np.roll(element.astype(np.float32), move, (0, 1))
-        return Change(mix(emptied, lifted, mould), np.maximum(cover, mould))
-    if scene.rough < 0.03:
+        return Change(mix(emptied, lifted, mould), np.maximum(cover, mould), solid=True)
+    if scene.rough < 0.03 or scene.material in SHAPELESS:
         return None
     area = max(area, 0.004)
     distance = blob(rng, size, spot(rng, scene), area, ragged=0.1)
@@ -146,7 +147,7 @@ def misplaced(rng: Rng, scene: Scene, image: Field, area: float) -> Change | Non
     else:
         reach = max(3, round(size * math.sqrt(area) * rng.uniform(0.2, 0.8)))
         other = np.roll(image, rng.integers(-reach, reach + 1, 2).tolist(), (1, 2))
-    return Change(mix(image, other, cover), cover)
+    return Change(mix(image, other, cover), cover, solid=True)
 
 
 def _nearby(scene: Scene, rng: Rng, on_ink: bool) -> tuple[slice, slice, Field, np.ndarray] | None:

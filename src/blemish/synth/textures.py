@@ -84,7 +84,7 @@ def brushed(rng: Rng, size: int) -> Texture:
     angle = _angle(rng)
     field = spectral(rng, size, slope=rng.uniform(0.3, 1.0), stretch=log_uniform(rng, 8, 60), angle=angle)
     image = palette(rng, GREYS, keep=0.8).paint(field, log_uniform(rng, 0.02, 0.12))
-    u, v = rotated(size, (0.5, 0.5), angle)
+    _, v = rotated(size, (0.5, 0.5), angle)
     sheen = np.cos((v - rng.uniform(-0.5, 0.5)) * rng.uniform(2, 7))
     return Texture(image * (1 + rng.uniform(0, 0.2) * sheen))
 
