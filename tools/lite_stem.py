@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from blemish.clip.stem import LITE_BLOCKS, LiteStem, SameConv
 from torch import Tensor
+
+from blemish.clip.stem import LITE_BLOCKS, LiteStem, SameConv
 
 BATCH_NORM_EPS = 1e-3
 

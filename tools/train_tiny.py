@@ -1,8 +1,8 @@
 """Make the embedded backbone `tiny`: a small CLIP trained on generated pictures with captions.
 
     python tools/train_tiny.py backbone -o runs/tiny     # resumable: run the same line again after a stop
-    python tools/train_tiny.py methods -o runs/tiny      # then the methods' own checkpoints
-    python tools/train_tiny.py install -o runs/tiny      # copy the result into src/blemish/clip/tiny
+    python tools/train_tiny.py install -o runs/tiny      # its weights, as half precision, into src/blemish/clip/tiny
+    python tools/train_tiny_methods.py                   # then the methods' own checkpoints
 
 The image tower stands on a frozen ImageNet stem (`lite_stem.py`). Three things are learned at once: image-text
 contrast over captions; the state of the whole image against normal and anomalous prompts; the state of every patch
@@ -24,24 +24,33 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from blemish import synth
 from blemish.clip.config import CLIPConfig, TextConfig, VisionConfig
 from blemish.clip.model import CLIP
 from blemish.clip.tokenizer import Tokenizer
+from blemish.clip.weights import save_clip
 from blemish.types import FeatureSpec
 from lite_stem import load_stem
-from torch import Tensor
 
 VOCABULARY = 2048
 CONTEXT = 77
 TEMPERATURE = 0.07
+TINY = Path(__file__).parents[1] / "src/blemish/clip/tiny"
 CONFIG = CLIPConfig(
     embed_dim=128,
     vision=VisionConfig(
         width=256, layers=6, heads=4, patch_size=16, image_size=224, mlp_width=1024, stem="lite"
     ),
     text=TextConfig(
-        width=128, layers=6, heads=2, mlp_width=512, context_length=CONTEXT, vocab_size=VOCABULARY, tokenizer="own"
+        width=128,
+        layers=6,
+        heads=2,
+        mlp_width=512,
+        context_length=CONTEXT,
+        vocab_size=VOCABULARY,
+        tokenizer="own",
     ),
     activation="gelu",
     source="blemish",
@@ -53,10 +62,26 @@ STATES = {
     0: ("good", "normal", "perfect", "flawless", "intact", "undamaged"),
     1: ("damaged", "defective", "anomalous", "damaged", "defective", "faulty"),
 }
-FORMS = ("{s} {n}.", "a photo of a {s} {n}", "a photo of the {s} {n}.", "a {s} {n}", "a close-up photo of a {s} {n}.")
+FORMS = (
+    "{s} {n}.",
+    "a photo of a {s} {n}",
+    "a photo of the {s} {n}.",
+    "a {s} {n}",
+    "a close-up photo of a {s} {n}.",
+)
 NOUNS = ("object", "surface", "part", "item", "texture", "material", "product")
-NORMAL_FORMS = ("{n}.", "a photo of a {n} without defect", "a {n} without flaw", "a photo of a {n} without damage.")
-ABNORMAL_FORMS = ("damaged {n}.", "a photo of a {n} with a defect", "a {n} with a flaw", "a photo of a {n} with damage.")
+NORMAL_FORMS = (
+    "{n}.",
+    "a photo of a {n} without defect",
+    "a {n} without flaw",
+    "a photo of a {n} without damage.",
+)
+ABNORMAL_FORMS = (
+    "damaged {n}.",
+    "a photo of a {n} with a defect",
+    "a {n} with a flaw",
+    "a photo of a {n} with damage.",
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +103,9 @@ RECIPE = (
 )
 
 
-def state_prompts(rng: np.random.Generator, count: int, nouns: tuple[str, ...] = NOUNS) -> tuple[list[str], list[str]]:
+def state_prompts(
+    rng: np.random.Generator, count: int, nouns: tuple[str, ...] = NOUNS
+) -> tuple[list[str], list[str]]:
     """`count` normal and `count` anomalous prompts about a generic noun, in the forms the methods use."""
     pairs: tuple[list[str], list[str]] = ([], [])
     for _ in range(count):
@@ -162,7 +189,7 @@ def train_tokenizer(path: Path) -> None:
     texts = list(synth.vocabulary_texts())
     texts += [c for _ in range(3000) for c in synth.captions(synth.draw(rng, 64), rng, 3)]
     for _ in range(400):
-        texts += sum(state_prompts(rng, 2), [])
+        texts += [prompt for side in state_prompts(rng, 2) for prompt in side]
     trained = Trained(models.BPE(unk_token=None, end_of_word_suffix=""))
     trained.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -182,7 +209,11 @@ def train_tokenizer(path: Path) -> None:
 
 
 SPEC = FeatureSpec(
-    layers=(0.25, 0.5, 0.75, 1.0), streams=("qk", "vv"), stream_start=0.25, projected=True, class_ln_post=False
+    layers=(0.25, 0.5, 0.75, 1.0),
+    streams=("qk", "vv"),
+    stream_start=0.25,
+    projected=True,
+    class_ln_post=False,
 )
 
 
@@ -199,14 +230,19 @@ def step_losses(clip: CLIP, item: tuple[Any, ...], rng: np.random.Generator) -> 
     spec = FeatureSpec(**{**SPEC.__dict__, "position_resize": mode})
     features = clip.encode_image(normalise(images), spec)
     raw_class = F.normalize(features.class_feature, dim=-1)
-    visual = clip.visual
     final = features.tokens["qk"][-1]
     normed_class = F.normalize(final[:, 0], dim=-1)
 
     nouns = tuple(dict.fromkeys([*NOUNS, *NOUNS, *shapes]))
     normal, abnormal = state_prompts(rng, 4, nouns)
     kinds = sorted({d for d in defects if d})
-    texts = [c[0] for c in captions] + [c[1] for c in captions] + normal + abnormal + [f"a {k}" for k in kinds]
+    texts = (
+        [c[0] for c in captions]
+        + [c[1] for c in captions]
+        + normal
+        + abnormal
+        + [f"a {k.replace('_', ' ')}" for k in kinds]
+    )
     unique = list(dict.fromkeys(texts))
     encoded = encode(clip, unique)
     text = encoded[[unique.index(t) for t in texts]]
@@ -230,7 +266,6 @@ def step_losses(clip: CLIP, item: tuple[Any, ...], rng: np.random.Generator) -> 
         terms[f"{stream}{index}"] = weight * bce
     if len(kinds) > 1:
         terms["kind"] = 0.1 * kind_loss(F.normalize(final[:, 1:], dim=-1), target, defects, kinds, kind_text)
-    del visual
     return terms
 
 
@@ -245,7 +280,9 @@ def caption_loss(image: Tensor, text: Tensor, texts: list[str], scale: Tensor) -
     return 0.15 * (by_image + by_text) / 2
 
 
-def kind_loss(tokens: Tensor, target: Tensor, defects: list[str | None], kinds: list[str], text: Tensor) -> Tensor:
+def kind_loss(
+    tokens: Tensor, target: Tensor, defects: list[str | None], kinds: list[str], text: Tensor
+) -> Tensor:
     """The mean token inside each mask against the names of the defect types in the batch."""
     rows = [i for i, d in enumerate(defects) if d and float(target[i].max()) > 0.3]
     if not rows:
@@ -309,7 +346,13 @@ def train_backbone(folder: Path, workers: int, threads: int) -> None:
             mean[name] = 0.97 * mean.get(name, float(value)) + 0.03 * float(value)
         if step % 25 == 0:
             spent = seconds + time.time() - started
-            line = {"seen": seen, "size": phase.size, "lr": lr, "seconds": round(spent, 1), "loss": sum(mean.values())}
+            line = {
+                "seen": seen,
+                "size": phase.size,
+                "lr": lr,
+                "seconds": round(spent, 1),
+                "loss": sum(mean.values()),
+            }
             with (folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps({**line, **mean}) + "\n")
         if time.time() - saved > 120 or seen >= RECIPE[-1].pictures:
@@ -325,16 +368,29 @@ def save_state(path: Path, clip: CLIP, optimiser: torch.optim.Optimizer, seen: i
     part.replace(path)
 
 
+def install(folder: Path, target: Path) -> None:
+    """Write the backbone in half precision, with its configuration and tokenizer, into `target`."""
+    clip = CLIP(CONFIG)
+    clip.load_state_dict(torch.load(folder / "state.pt", map_location="cpu", weights_only=True)["clip"])
+    clip.tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    save_clip(clip.half(), target)
+
+
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["backbone", "methods", "install"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=["backbone", "install"])
     parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--to", type=Path, default=TINY)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     if given.stage == "backbone":
         train_backbone(given.out, given.workers, given.threads)
+    else:
+        install(given.out, given.to)
 
 
 if __name__ == "__main__":

@@ -68,13 +68,14 @@ class VisionTower(nn.Module):
     def positions(self, grid: tuple[int, int], mode: str) -> Tensor:
         """(1 + rows*columns, W); the last few resized tables are kept while the weights do not change."""
         table = self.positional_embedding
-        if table.requires_grad or table.is_meta:
+        if table.requires_grad or table.is_meta or table.is_inference():
             return resize_positions(table, grid, mode)
         key = (grid, mode, table.data_ptr(), table._version, table.dtype, table.device)
         if key not in self._resized:
             if len(self._resized) >= 8:
                 self._resized.clear()
-            self._resized[key] = resize_positions(table, grid, mode)
+            with torch.inference_mode(False):  # usable later where gradients are recorded
+                self._resized[key] = resize_positions(table, grid, mode)
         return self._resized[key]
 
     def embed(self, images: Tensor, mode: str) -> tuple[Tensor, tuple[int, int]]:
