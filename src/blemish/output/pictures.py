@@ -155,7 +155,7 @@ def png_bytes(picture: np.ndarray) -> bytes:
     return _encoded(picture, "PNG", compress_level=3)
 
 
-def thumbnail(image: np.ndarray, max_side: int = 400) -> bytes:
+def thumbnail(image: np.ndarray, max_side: int = 448) -> bytes:
     """A picture, uint8 (H, W, 3), as JPEG no longer than `max_side`; smaller ones keep their size."""
     height, width = image.shape[:2]
     scale = min(1.0, max_side / max(height, width))
@@ -171,7 +171,7 @@ def gallery_pair(
     anomaly_map: np.ndarray,
     map_range: tuple[float, float],
     mask: np.ndarray | None = None,
-    max_side: int = 400,
+    max_side: int = 448,
 ) -> tuple[bytes, bytes]:
     """(photo, overlay) of one image as the gallery shows them: JPEG, one size. Arguments as for `overlay`."""
     heat = overlay(image, anomaly_map, map_range, mask, max_side)
