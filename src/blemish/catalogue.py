@@ -1,0 +1,52 @@
+"""What `blemish list` shows: rows of names with a few words about each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from blemish.loading import EMBEDDED
+
+
+def methods() -> list[dict[str, Any]]:
+    """Every method: name, first line of its documentation, options and presets."""
+    from blemish.methods import METHODS, method_class, options_of, presets
+
+    rows = []
+    for name in METHODS:
+        options = [{"name": o.name, "default": o.default, "help": o.help} for o in options_of(name).values()]
+        rows.append(
+            {"name": name, "about": _first_line(method_class(name)), "options": options}
+            | {"presets": presets(name)}
+        )
+    return rows
+
+
+def backbones() -> list[dict[str, Any]]:
+    """Every named backbone."""
+    from blemish.clip.weights import BACKBONES
+
+    return [{"name": name, "about": ""} for name in BACKBONES]
+
+
+def datasets() -> list[dict[str, Any]]:
+    """Every known dataset."""
+    import blemish
+
+    return [{"name": name, "about": ""} for name in blemish.datasets()]
+
+
+def checkpoints() -> list[dict[str, Any]]:
+    """The embedded checkpoints: those that `blemish predict` uses without --checkpoint."""
+    from blemish.checkpoint import is_checkpoint, read_meta
+
+    rows = []
+    for path in sorted(EMBEDDED.glob("*.safetensors")):
+        if is_checkpoint(path):
+            meta = read_meta(path)
+            about = f"embedded, {meta.backbone}, trained on {meta.auxiliary or 'unnamed data'}"
+            rows.append({"name": meta.method, "about": about, "file": path.name})
+    return rows
+
+
+def _first_line(kind: type) -> str:
+    return (kind.__doc__ or "").strip().splitlines()[0]

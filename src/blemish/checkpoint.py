@@ -1,0 +1,238 @@
+"""The package's own checkpoint: one safetensors file with a method's learned parts and how they were made."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from blemish.errors import BadCheckpoint, BlemishError
+from blemish.output.files import write_whole
+
+FORMAT = "blemish-checkpoint"
+FORMAT_VERSION = 1
+VERSIONED_PACKAGES = ("blemish", "torch", "numpy", "scipy", "pillow", "safetensors")
+
+
+@dataclass(frozen=True)
+class CheckpointMeta:
+    """What a checkpoint says about itself.
+
+    method: registered name. options: the method's configuration, plain JSON values.
+    backbone: name, path or repository the learned parts were trained on; backbone_fingerprint: hash of its
+        weights; backbone_config: its `CLIPConfig.to_dict()`.
+    auxiliary: dataset it was trained on. image_size: side of the network input in pixels.
+    image_threshold, pixel_threshold: calibrated on the training data; None when it was not calibrated.
+    versions: package -> version at the time of writing.
+    """
+
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    backbone: str = ""
+    backbone_fingerprint: str = ""
+    backbone_config: dict[str, Any] = field(default_factory=dict)
+    auxiliary: str = ""
+    image_size: int | None = None
+    image_threshold: float | None = None
+    pixel_threshold: float | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    notes: str = ""
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONED_PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_checkpoint(path: Path, method: nn.Module, meta: CheckpointMeta) -> None:
+    """Write the learned parts of `method` and `meta` to one safetensors file, whole or not at all.
+
+    `meta.versions` is filled in when empty. Raises OutputError when the file cannot be written.
+    """
+    if not meta.versions:
+        meta = dataclasses.replace(meta, versions=package_versions())
+    header = {"format": FORMAT, "format_version": str(FORMAT_VERSION)}
+    for key, value in dataclasses.asdict(meta).items():
+        header[key] = value if isinstance(value, str) else json.dumps(value)
+    # Clones, because tied or strided tensors cannot be stored as they are.
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in method.state_dict().items()}
+    write_whole(path, save(tensors, metadata=header))
+
+
+def load_checkpoint(path: Path) -> tuple[CheckpointMeta, dict[str, Tensor]]:
+    """Read a checkpoint written by `save_checkpoint`: what it says and its tensors, on the CPU.
+
+    Raises BadCheckpoint when the file is missing, truncated, of another kind or of a newer version.
+    """
+    with _open(path) as file:
+        meta = _parse(path, file.metadata())
+        return meta, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+
+
+def read_meta(path: Path) -> CheckpointMeta:
+    """What a checkpoint says about itself, without its tensors; raises as `load_checkpoint`."""
+    with _open(path) as file:
+        return _parse(path, file.metadata())
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether the file is a safetensors file with our header (it may still be of a newer version)."""
+    try:
+        with _open(path) as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except BadCheckpoint:
+        return False
+
+
+def load_parts(method: nn.Module, name: str, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Copy a checkpoint's tensors into `method`, which must have exactly these names and shapes.
+
+    name: the method's registered name. Raises BadCheckpoint that names the first tensor that does not fit.
+    """
+    wanted = method.state_dict()
+    missing, surplus = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    if missing or surplus:
+        named = (_some(names, word) for names, word in ((missing, "missing"), (surplus, "unknown")) if names)
+        raise BadCheckpoint(
+            f"{path} does not fit {name}: {' and '.join(named)}; was it saved with other options, "
+            f"or for a backbone of another depth? `blemish info` shows what it was made with"
+        )
+    for key, tensor in wanted.items():
+        if tensors[key].shape != tensor.shape:
+            raise BadCheckpoint(
+                f"{path} does not fit this backbone: {key} is {tuple(tensors[key].shape)}, needed is "
+                f"{tuple(tensor.shape)}; pass the backbone it was made with (`blemish info` names it)"
+            )
+    with torch.no_grad():
+        for key, tensor in wanted.items():
+            tensor.copy_(tensors[key])
+
+
+def _some(names: list[str], word: str) -> str:
+    return f"{names[0]} {f'and {len(names) - 1} more ' if len(names) > 1 else ''}{word}"
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise BadCheckpoint(f"checkpoint {path} {what}; pass the file with --checkpoint")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BadCheckpoint(f"{path} is not a checkpoint: {_why_unreadable(path, error)}") from error
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    """The likeliest cause in a few words; safetensors' own messages speak of header internals."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as problem:
+        return str(problem.strerror or problem).lower()
+    size = path.stat().st_size
+    reasons = (
+        (not head, "the file is empty"),
+        (head[:1] == b"<" or head.startswith(b"version https://git-lfs"), "a web page or a git-lfs pointer"),
+        (head.startswith((b"PK", b"\x80\x02")), "a PyTorch archive that no finished method recognises"),
+        (head[8:9] == b"{", f"truncated or damaged ({size} bytes); copy or download it again"),
+        (b"\0" not in head, "a text file"),
+    )
+    return next((text for holds, text in reasons if holds), f"no safetensors file ({type(error).__name__})")
+
+
+def _parse(path: Path, header: Mapping[str, str] | None) -> CheckpointMeta:
+    if (header or {}).get("format") != FORMAT:
+        raise BadCheckpoint(
+            f"{path} is a safetensors file but not a checkpoint of a method; backbones go with --backbone"
+        )
+    assert header is not None
+    if (version := header.get("format_version", "?")) != str(FORMAT_VERSION):
+        raise BadCheckpoint(
+            f"{path} has checkpoint version {version}, this program reads {FORMAT_VERSION}; update blemish"
+        )
+    values: dict[str, Any] = {}
+    for f in dataclasses.fields(CheckpointMeta):
+        if f.name in header:
+            is_text = f.type == "str"
+            try:
+                values[f.name] = header[f.name] if is_text else json.loads(header[f.name])
+            except json.JSONDecodeError as error:
+                raise BadCheckpoint(f"{path}: its header's {f.name} is not JSON ({error})") from error
+    if "method" not in values:
+        raise BadCheckpoint(f"{path}: its header names no method; it was not written by this program")
+    return CheckpointMeta(**values)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a file is, as plain values with "kind" first.
+
+    kind: "checkpoint" (ours), "official checkpoint" (the authors'), "backbone" (CLIP weights) or "unknown"
+    with a "reason". Raises BadCheckpoint only when there is nothing at `path`.
+    """
+    if not path.exists():
+        raise BadCheckpoint(f"{path} does not exist")
+    if path.is_file() and is_checkpoint(path):
+        return _describe_own(path)
+    if path.is_file() and (info := _describe_official(path)) is not None:
+        return info
+    return _describe_backbone(path)
+
+
+def _describe_own(path: Path) -> dict[str, Any]:
+    try:
+        meta, tensors = load_checkpoint(path)
+    except BadCheckpoint as error:
+        return {"kind": "unknown", "path": str(path), "reason": str(error)}
+    size = {"tensors": len(tensors), "parameters": sum(t.numel() for t in tensors.values())}
+    return {"kind": "checkpoint", "path": str(path), "sha256": file_hash(path), **size} | dataclasses.asdict(
+        meta
+    )
+
+
+def _describe_official(path: Path) -> dict[str, Any] | None:
+    from blemish.methods.official import recognise
+
+    info = recognise(path)
+    if info is None:
+        return None
+    fields = dataclasses.asdict(info) if dataclasses.is_dataclass(info) else dict(info)
+    return {"kind": "official checkpoint", "path": str(path), "sha256": file_hash(path), **fields}
+
+
+def _describe_backbone(path: Path) -> dict[str, Any]:
+    from blemish.clip.weights import fingerprint, read_weights
+
+    try:
+        config, tensors = read_weights(path)
+    except BlemishError as error:
+        return {"kind": "unknown", "path": str(path), "reason": f"not a checkpoint: {error}"}
+    return {
+        "kind": "backbone",
+        "path": str(path),
+        "parameters": sum(t.numel() for t in tensors.values()),
+        "fingerprint": fingerprint(config, tensors),
+        "config": config.to_dict(),
+    }

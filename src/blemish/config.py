@@ -1,0 +1,174 @@
+"""Options from flat TOML files and `--set key=value`, turned into the typed fields of a frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blemish.errors import BadOption, UnknownName
+
+SAVED_KINDS = ("overlay", "mask", "map")
+_BARE_WORD = re.compile(r"[A-Za-z_][\w.:/+-]*")
+_NONE = ("none", "null")
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """The keys of `blemish predict`, on the command line and in a --config file; None: not given.
+
+    method, backbone, checkpoint, device, precision, image_size, threads, tile, overlap, class_name, threshold
+    and pixel_threshold are those of `blemish.load`. out: the folder that receives the results. save: pictures
+    to write besides the tables, of "overlay", "mask", "map". batch_size: images that go through the network
+    together. seed: of every random number. limit: how many images at most.
+    """
+
+    method: str | None = None
+    backbone: str | None = None
+    checkpoint: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    image_size: int | None = None
+    threads: int | None = None
+    tile: int | None = None
+    overlap: float = 0.25
+    class_name: str | None = None
+    threshold: float | None = None
+    pixel_threshold: float | None = None
+    out: str = "blemish-out"
+    save: str | tuple[str, ...] = ("overlay",)
+    batch_size: int = 8
+    seed: int = 0
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "limit", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BadOption(f"{name} is {value}; expected at least 1")
+        for kind in self.kinds:
+            if kind not in SAVED_KINDS:
+                raise UnknownName("kind of picture to save", kind, (*SAVED_KINDS, "none"))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """`save` as a tuple: "overlay,map" and ["overlay", "map"] are the same, "none" is nothing."""
+        given = self.save.split(",") if isinstance(self.save, str) else self.save
+        return tuple(dict.fromkeys(kind.strip() for kind in given if kind.strip() not in ("", "none")))
+
+
+LOAD_KEYS = tuple(f.name for f in dataclasses.fields(PredictOptions))[:12]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The keys and values of a flat TOML file; keys may be written with `-` or `_`.
+
+    Raises BadOption when the file is missing, is not TOML, or has tables (a configuration is flat).
+    """
+    try:
+        with path.open("rb") as file:
+            data = tomllib.load(file)
+    except OSError as error:
+        raise BadOption(f"cannot read the configuration {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadOption(f"{path} is not valid TOML: {error}") from error
+    for key, value in data.items():
+        if isinstance(value, dict):
+            raise BadOption(f"{path}: [{key}] is a table; write the options flat, as in image_size = 518")
+    return {key.replace("-", "_"): value for key, value in data.items()}
+
+
+def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
+    """`key=value` texts, as given to --set, with values read as TOML; bare words are strings, later keys win.
+
+    parse_settings(["layers=[6,12]", "preset=paper"]) == {"layers": [6, 12], "preset": "paper"}.
+    Raises BadOption for a text without `=` or with a value that is neither TOML nor a plain word.
+    """
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key, text = key.strip(), text.strip()
+        if not equals or not key:
+            raise BadOption(f"--set {pair!r}: expected key=value, such as --set layers=[6,12,18,24]")
+        settings[key.replace("-", "_")] = _literal(pair, text)
+    return settings
+
+
+def _literal(pair: str, text: str) -> Any:
+    source = text
+    if text.startswith("(") and text.endswith(")"):
+        source = f"[{text[1:-1]}]"
+    elif text.lower() in ("true", "false"):
+        source = text.lower()
+    try:
+        # A line break in the value could smuggle in more keys, so only single-line values count as TOML.
+        if "\n" not in source:
+            return tomllib.loads(f"value = {source}")["value"]
+    except tomllib.TOMLDecodeError:
+        if _BARE_WORD.fullmatch(text):
+            return text
+    raise BadOption(f'--set {pair!r}: cannot read the value; write numbers, true/false, "text" or [a, b]')
+
+
+def typed_options(kind: type, values: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    """`values` with each value turned into the type of the field of that name in the dataclass `kind`.
+
+    owner: whose options these are, for the error text. Lists become tuples, whole numbers become floats where
+    a float is wanted, "none" becomes None where that is allowed. Raises UnknownName for a key that is no
+    field (with the nearest name) and BadOption for a value of another type.
+    """
+    hints = typing.get_type_hints(kind)
+    names = {field.name for field in dataclasses.fields(kind)}
+    typed: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in names:
+            raise UnknownName(f"option of {owner}", key, names)
+        try:
+            typed[key] = _convert(value, hints[key])
+        except TypeError as error:
+            raise BadOption(
+                f"option {key} of {owner} is {value!r}; expected {describe_type(hints[key])}"
+            ) from error
+    return typed
+
+
+def describe_type(hint: Any) -> str:
+    """A type hint in short words: `int`, `float or none`, `list of str`."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe_type(one) for one in inner)
+    if origin is tuple:
+        return f"list of {describe_type(inner[0])}"
+    return "none" if hint is type(None) else str(hint.__name__)
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """The value as `hint`: int, float, bool, str, None, unions of them, tuple[X, ...]; else TypeError."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(value, inner)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert(one, inner[0]) for one in value)
+    if hint is type(None) and isinstance(value, str) and value.lower() in _NONE:
+        return None
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise TypeError
+    return value
+
+
+def _convert_union(value: Any, choices: tuple[Any, ...]) -> Any:
+    # `int | float` must leave 6 a layer number and 0.25 a fraction, so the exact type goes first.
+    for choice in sorted(choices, key=lambda one: (one is not type(None), type(value) is not one)):
+        try:
+            return _convert(value, choice)
+        except TypeError:
+            continue
+    raise TypeError

@@ -1,0 +1,263 @@
+"""A frozen CLIP and a method as one predictor: pictures of any size in, results at that size out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from blemish.data.images import read_image
+from blemish.data.transforms import Box, TileBlender, map_to_size, preprocess, tiles
+from blemish.device import precision_name
+from blemish.errors import BadImage, BadOption
+from blemish.pipeline import ordered_map
+from blemish.types import Method, Result
+
+if TYPE_CHECKING:
+    from blemish.clip.model import CLIP
+
+Source = str | Path | Image.Image | np.ndarray
+DECODERS = 4
+PIXELS_IN_FLIGHT = 64_000_000
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One decoded picture on its way to the network.
+
+    image: uint8 (H, W, 3). size: its (H, W). pixels: float32 (3, S, S) network input, or None when the
+    picture is cut into `boxes`. path: where it came from, when from a file.
+    """
+
+    image: np.ndarray
+    size: tuple[int, int]
+    pixels: np.ndarray | None
+    boxes: tuple[Box, ...] = ()
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What the network said about one picture. map: float32, network size (own size when tiled)."""
+
+    map: np.ndarray
+    score: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where a detector's parts came from and how it looks at pictures; written to `run.json`.
+
+    method, backbone: names. checkpoint: file name, empty for methods that learn nothing; checkpoint_sha256
+    and backbone_fingerprint identify the weights. tile: side of the tiles in image pixels, None for whole
+    images; overlap: share of a tile that it has in common with the next.
+    """
+
+    method: str
+    backbone: str
+    image_size: int
+    options: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str = ""
+    checkpoint_sha256: str = ""
+    backbone_fingerprint: str = ""
+    auxiliary: str = ""
+    threshold: float | None = None
+    pixel_threshold: float | None = None
+    tile: int | None = None
+    overlap: float = 0.25
+    class_name: str | None = None
+
+
+class Detector:
+    """Scores pictures with one method on one backbone; `blemish.load` makes it.
+
+    The score and map of a picture depend on that picture alone, whatever else is in its batch.
+    """
+
+    def __init__(self, clip: CLIP, method: Method, setup: Setup) -> None:
+        """Raises BadOption when the image size or the tiling of `setup` is impossible for this backbone."""
+        check_image_size(setup.image_size, clip.config.vision.patch_size)
+        if setup.tile is not None and setup.tile < 1:
+            raise BadOption(f"tile is {setup.tile}; expected a number of pixels of at least 1")
+        if not 0 <= setup.overlap <= 0.9:
+            raise BadOption(f"overlap is {setup.overlap}; expected a share of the tile from 0 to 0.9")
+        for name, value in (("threshold", setup.threshold), ("pixel_threshold", setup.pixel_threshold)):
+            if value is not None and not math.isfinite(value):
+                raise BadOption(f"{name} is {value}; expected a finite number")
+        self.clip, self.method, self.setup = clip, method, setup
+
+    @property
+    def map_range(self) -> tuple[float, float]:
+        """The range that map values can take: the fixed colour scale."""
+        low, high = self.method.map_range
+        return float(low), float(high)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return self.clip.device
+
+    @property
+    def precision(self) -> str:
+        """ "fp32", "bf16" or "fp16"."""
+        return precision_name(self.clip.dtype)
+
+    def predict(self, image: Source) -> Result:
+        """Score one picture: a path, PIL image, or uint8 array (H, W, 3) or (H, W).
+
+        Raises BadImage when the picture cannot be read or the model returns NaN for it.
+        """
+        prepared = self.prepare(image)
+        return self.finish(prepared, self.infer([prepared])[0])
+
+    def predict_many(self, images: Iterable[Source], batch_size: int = 8) -> Iterator[Result]:
+        """Score pictures lazily, in order, decoding a bounded number ahead in threads.
+
+        Raises BadImage when the iteration reaches a picture that cannot be used; results before it have been
+        given out. `blemish.run.predict.predict_folder` records such pictures and goes on.
+        """
+        found = ordered_map(
+            self.prepare,
+            images,
+            workers=DECODERS,
+            ahead=2 * batch_size,
+            cost=pixel_count,
+            budget=PIXELS_IN_FLIGHT,
+        )
+        batch: list[Prepared] = []
+        failure: Exception | None = None
+        with closing(found):
+            for _, future in found:
+                if (error := future.exception()) is not None:
+                    if not isinstance(error, Exception):
+                        raise error
+                    failure = error
+                    break
+                batch.append(future.result())
+                if self.is_full(batch, batch_size):
+                    yield from self._results(batch)
+                    batch = []
+            yield from self._results(batch)
+        if failure is not None:
+            raise failure
+
+    @staticmethod
+    def is_full(batch: Sequence[Prepared], batch_size: int) -> bool:
+        """Whether a batch should go to the network: enough pictures, or enough pixels held in memory."""
+        held = sum(p.image.shape[0] * p.image.shape[1] for p in batch)
+        return len(batch) >= batch_size or held >= PIXELS_IN_FLIGHT
+
+    def _results(self, batch: Sequence[Prepared]) -> Iterator[Result]:
+        for prepared, raw in zip(batch, self.infer(batch), strict=True):
+            yield self.finish(prepared, raw)
+
+    def prepare(self, image: Source) -> Prepared:
+        """Decode a picture and make the network input; safe to call from several threads."""
+        pixels = read_image(image)
+        height, width = pixels.shape[:2]
+        path = str(image) if isinstance(image, (str, Path)) else None
+        tile = self.setup.tile
+        if tile is not None and (height > tile or width > tile):
+            boxes = tuple(tiles(width, height, tile, self.setup.overlap))
+            return Prepared(pixels, (height, width), None, boxes, path)
+        return Prepared(pixels, (height, width), self._network_input(pixels), (), path)
+
+    def infer(self, batch: Sequence[Prepared], tile_batch: int = 8) -> list[Raw]:
+        """Run the network: whole pictures in one batch, tiled ones `tile_batch` tiles at a time.
+
+        A tiled picture's map is blended from its tiles', its score is the largest of its tiles' scores.
+        """
+        raw: dict[int, Raw] = {}
+        whole = [i for i, prepared in enumerate(batch) if prepared.pixels is not None]
+        if whole:
+            started = time.perf_counter()
+            inputs = np.stack([p for i in whole if (p := batch[i].pixels) is not None])
+            maps, scores = self._forward(inputs)
+            share = (time.perf_counter() - started) / len(whole)
+            raw = {i: Raw(maps[n], float(scores[n]), share) for n, i in enumerate(whole)}
+        for i, prepared in enumerate(batch):
+            if prepared.pixels is None:
+                raw[i] = self._infer_tiles(prepared, tile_batch)
+        return [raw[i] for i in range(len(batch))]
+
+    def finish(self, prepared: Prepared, raw: Raw) -> Result:
+        """The result at the picture's own size; safe to call from several threads.
+
+        Raises BadImage when the network returned NaN or infinity.
+        """
+        if not math.isfinite(raw.score) or not np.isfinite(raw.map).all():
+            where = f"{prepared.path}: " if prepared.path else ""
+            hint = (
+                "" if self.precision == "fp32" else f"; {self.precision} may overflow, try --precision fp32"
+            )
+            raise BadImage(f"{where}the model returned NaN or infinity for this image{hint}")
+        return Result(
+            score=raw.score,
+            map=map_to_size(raw.map, prepared.size),
+            threshold=self.setup.threshold,
+            pixel_threshold=self.setup.pixel_threshold,
+            map_range=self.map_range,
+            path=prepared.path,
+            seconds=raw.seconds,
+        )
+
+    def _network_input(self, pixels: np.ndarray) -> np.ndarray:
+        config = self.clip.config
+        return preprocess(pixels, self.setup.image_size, config.mean, config.std)
+
+    def _infer_tiles(self, prepared: Prepared, tile_batch: int) -> Raw:
+        started = time.perf_counter()
+        blender = TileBlender(*prepared.size)
+        best: list[float] = []
+        for first in range(0, len(prepared.boxes), tile_batch):
+            boxes = prepared.boxes[first : first + tile_batch]
+            cuts = [prepared.image[y0:y1, x0:x1] for x0, y0, x1, y1 in boxes]
+            maps, scores = self._forward(np.stack([self._network_input(cut) for cut in cuts]))
+            for box, cut, tile_map in zip(boxes, cuts, maps, strict=True):
+                blender.add(box, map_to_size(tile_map, (cut.shape[0], cut.shape[1])))
+            best.extend(scores.tolist())
+        return Raw(blender.result(), float(np.max(best)), time.perf_counter() - started)
+
+    @torch.inference_mode()
+    def _forward(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """float32 (B, 3, S, S) -> float32 maps (B, S, S) and scores (B,)."""
+        images = torch.from_numpy(inputs).to(self.device)
+        features = self.clip.encode_image(images, self.method.needs)
+        name = self.setup.class_name
+        prediction = self.method(features, None if name is None else [name] * len(inputs))
+        return prediction.map.float().cpu().numpy(), prediction.score.float().cpu().numpy()
+
+
+def check_image_size(size: int, patch_size: int) -> None:
+    """Raise BadOption unless the patch size divides `size`; names the nearest sizes that would do."""
+    if size >= patch_size and size % patch_size == 0:
+        return
+    below = size // patch_size * patch_size
+    near = [str(s) for s in (below, max(below, 0) + patch_size) if s >= patch_size]
+    raise BadOption(
+        f"image size {size} is not a multiple of the backbone's patch size {patch_size}; "
+        f"the nearest valid: {' or '.join(near)}"
+    )
+
+
+def pixel_count(source: Source) -> int:
+    """Pixels of a picture from its header alone; 0 when that cannot be told."""
+    if isinstance(source, Image.Image):
+        return source.width * source.height
+    if isinstance(source, np.ndarray):
+        return source.shape[0] * source.shape[1] if source.ndim >= 2 else 0
+    try:
+        with Image.open(source) as image:
+            return image.width * image.height
+    # Pillow raises many kinds, also its decompression-bomb error; the reader itself will report the cause.
+    except Exception:
+        return 0

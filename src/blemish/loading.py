@@ -1,0 +1,228 @@
+"""`blemish.load`: find the backbone, the method and its checkpoint, and see that they fit together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from blemish.checkpoint import (
+    CheckpointMeta,
+    file_hash,
+    is_checkpoint,
+    load_checkpoint,
+    load_parts,
+    read_meta,
+)
+from blemish.detector import Detector, Setup
+from blemish.device import resolve_device, resolve_precision
+from blemish.errors import BadCheckpoint, BadOption, UnknownName
+from blemish.types import Method
+
+if TYPE_CHECKING:
+    from blemish.clip.config import CLIPConfig
+    from blemish.clip.model import CLIP
+
+DEFAULT_METHOD = "anomaly_clip"
+DEFAULT_BACKBONE = "tiny"
+OFFICIAL_BACKBONE = "ViT-L-14-336"
+PAPERS_IMAGE_SIZE = 518
+EMBEDDED = Path(__file__).parent / "clip" / "tiny"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint file before the backbone is loaded: ours (with `meta`) or the authors' own form."""
+
+    path: Path
+    method: str
+    backbone: str
+    official: bool = False
+    meta: CheckpointMeta = field(default_factory=lambda: CheckpointMeta(""))
+
+
+def load(
+    method: str | None = None,
+    backbone: str | None = None,
+    checkpoint: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    image_size: int | None = None,
+    threads: int | None = None,
+    tile: int | None = None,
+    overlap: float = 0.25,
+    class_name: str | None = None,
+    threshold: float | None = None,
+    pixel_threshold: float | None = None,
+    **options: Any,
+) -> Detector:
+    """Make a detector; without arguments the embedded backbone and checkpoint, without network.
+
+    method: a name from `blemish.methods()`; by default the checkpoint's, or "anomaly_clip". backbone: a name
+    from `blemish.backbones()`, a file, a folder or a hub repository; by default the checkpoint's, or "tiny".
+    checkpoint: our safetensors file or the authors' own .pth, told apart by content; `tiny` has its own.
+    device: auto, cpu, cuda, cuda:N, mps. precision: auto, fp32, bf16, fp16. image_size: side of the network
+    input in pixels, a multiple of the patch size. threads: of the CPU. tile, overlap: cut larger pictures
+    into tiles of that many pixels which share that part of their side; the score is the largest of the
+    tiles'. class_name: what the pictures show, for methods that use it. threshold, pixel_threshold: in place
+    of the checkpoint's. options: the method's own options, or preset=; they go before the checkpoint's, and
+    those before the defaults. Raises a BlemishError that says what to change.
+    """
+    if threads is not None:
+        if threads < 1:
+            raise BadOption(f"threads is {threads}; expected at least 1")
+        torch.set_num_threads(threads)
+    place = resolve_device(device)
+    _check_method(method)
+    source = _find(method, backbone, checkpoint)
+    name = source.method if source else method or DEFAULT_METHOD
+    own = _own_options(name, options)
+    base = backbone or (source.backbone if source else DEFAULT_BACKBONE)
+    clip = _load_backbone(base, place, precision)
+    built, used = _build(name, base, clip, source, own)
+    meta = source.meta if source else CheckpointMeta(name)
+    setup = Setup(
+        method=name,
+        backbone=base,
+        image_size=image_size or meta.image_size or default_image_size(clip.config),
+        options=used,
+        checkpoint=source.path.name if source else "",
+        checkpoint_sha256=file_hash(source.path) if source else "",
+        backbone_fingerprint=clip.fingerprint,
+        auxiliary=meta.auxiliary,
+        threshold=meta.image_threshold if threshold is None else threshold,
+        pixel_threshold=meta.pixel_threshold if pixel_threshold is None else pixel_threshold,
+        tile=tile,
+        overlap=overlap,
+        class_name=class_name,
+    )
+    return Detector(clip, built, setup)
+
+
+def default_image_size(config: CLIPConfig) -> int:
+    """Network input when nothing names one: the papers' 518 pixels for L/14@336, else the backbone's own."""
+    vision = config.vision
+    is_papers = (vision.patch_size, vision.image_size) == (14, 336)
+    return PAPERS_IMAGE_SIZE if is_papers else vision.image_size
+
+
+def _check_method(method: str | None) -> None:
+    from blemish.methods import METHODS
+
+    if method is not None and method not in METHODS:
+        raise UnknownName("method", method, METHODS)
+
+
+def _find(method: str | None, backbone: str | None, checkpoint: str | Path | None) -> Source | None:
+    """The checkpoint to use, read as far as its header; None for a method that learns nothing."""
+    from blemish.methods import official
+
+    if checkpoint is None:
+        return _find_default(method or DEFAULT_METHOD, backbone or DEFAULT_BACKBONE)
+    path = Path(checkpoint).expanduser()
+    if path.is_file() and not is_checkpoint(path) and (info := official.recognise(path)) is not None:
+        source = Source(
+            path,
+            info.method,
+            info.backbone or OFFICIAL_BACKBONE,
+            official=True,
+            meta=CheckpointMeta(info.method),
+        )
+    else:
+        meta = read_meta(path)
+        source = Source(path, meta.method, meta.backbone or DEFAULT_BACKBONE, meta=meta)
+    if method is not None and method != source.method:
+        raise BadCheckpoint(
+            f"{path} is a checkpoint of {source.method}, not of {method}; pass --method {source.method} "
+            f"or another checkpoint"
+        )
+    _check_method(source.method)
+    return source
+
+
+def _find_default(method: str, backbone: str) -> Source | None:
+    path = EMBEDDED / f"{method}.safetensors"
+    if backbone == DEFAULT_BACKBONE and path.is_file():
+        return Source(path, method, DEFAULT_BACKBONE, meta=read_meta(path))
+    if not _learns(method):
+        return None
+    why = "none is embedded" if backbone == DEFAULT_BACKBONE else f"none comes with backbone {backbone}"
+    raise BadCheckpoint(
+        f"{method} needs a checkpoint and {why}; pass --checkpoint FILE (ours, or the authors' .pth)"
+    )
+
+
+def _learns(method: str) -> bool:
+    """Whether a method has learned parts: those have a loss, training-free methods have none."""
+    from blemish.methods import method_class
+
+    return hasattr(method_class(method), "loss")
+
+
+def _own_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The given options, checked, with a preset written out below the options named singly."""
+    from blemish.methods import make_config, presets
+
+    given = dict(options)
+    preset = given.pop("preset", None)
+    # Only a check, made here since loading a backbone can take long: a configuration has the defaults too.
+    make_config(name, preset, **given)
+    return (presets(name)[preset] if preset is not None else {}) | given
+
+
+def _load_backbone(base: str, device: torch.device, precision: str) -> CLIP:
+    from blemish.clip.weights import load_clip
+
+    dtype = resolve_precision(precision, device, embedded=base == DEFAULT_BACKBONE)
+    return load_clip(base, device=device, dtype=dtype).freeze()
+
+
+def _build(
+    name: str, base: str, clip: CLIP, source: Source | None, options: Mapping[str, Any]
+) -> tuple[Method, dict[str, Any]]:
+    """The method with its learned parts in place, and the options it runs with."""
+    from blemish.methods import build, official
+
+    if source is None:
+        method = build(name, clip, **options)
+    elif source.official:
+        method = official.read_official(source.path, clip, **options)
+    else:
+        meta, tensors = load_checkpoint(source.path)
+        _check_backbone(source.path, meta, base, clip)
+        method = build(name, clip, **(meta.options | dict(options)))
+        load_parts(method, name, tensors, source.path)
+    method = method.to(clip.device).eval().requires_grad_(False)
+    return method, asdict(method.config)
+
+
+def _check_backbone(path: Path, meta: CheckpointMeta, base: str, clip: CLIP) -> None:
+    """Refuse a backbone of other dimensions; only warn about other weights of the same dimensions."""
+    then, now = _dimensions(meta.backbone_config), _dimensions(clip.config.to_dict())
+    different = [key for key in now if key in then and then[key] != now[key]]
+    if different:
+        key = different[0]
+        raise BadCheckpoint(
+            f"{path} was made for backbone {meta.backbone or '?'} ({key} {then[key]}), but {base} has {key} "
+            f"{now[key]}; pass --backbone {meta.backbone or 'NAME'}"
+        )
+    if meta.backbone_fingerprint and clip.fingerprint and meta.backbone_fingerprint != clip.fingerprint:
+        log.warning(
+            "%s was made with other weights of this shape (%s, here %s); scores may be wrong",
+            path,
+            meta.backbone_fingerprint,
+            clip.fingerprint,
+        )
+
+
+def _dimensions(config: Mapping[str, Any]) -> dict[str, Any]:
+    found = {"joint width": config.get("embed_dim")}
+    for tower in ("vision", "text"):
+        for key in ("width", "layers"):
+            found[f"{tower} {key}"] = config.get(tower, {}).get(key)
+    return {key: value for key, value in found.items() if value is not None}

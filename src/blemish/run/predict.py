@@ -1,0 +1,373 @@
+"""A whole run of `blemish predict`: many pictures in, tables, pictures and a gallery out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blemish.checkpoint import package_versions
+from blemish.config import SAVED_KINDS
+from blemish.data.images import ImageRef
+from blemish.detector import DECODERS, PIXELS_IN_FLIGHT, Detector, Prepared, Raw, pixel_count
+from blemish.device import FAST_BF16_FLAGS, cpu_flags, cpu_name
+from blemish.errors import BadImage, BadOption, OutputError, UnknownName
+from blemish.output.files import make_folder, write_whole
+from blemish.output.pictures import gallery_pair, overlay, png_bytes
+from blemish.output.report import GallerySpool, write_gallery
+from blemish.output.tables import (
+    PredictionWriter,
+    error_record,
+    read_records,
+    record,
+    write_map,
+    write_mask,
+)
+from blemish.pipeline import ordered_map
+from blemish.types import Result
+
+FOLDERS = {"overlay": ("overlays", ".png"), "mask": ("masks", ".png"), "map": ("maps", ".tiff")}
+RUN_FILE, LINES_FILE, GALLERY_FILE = "run.json", "predictions.jsonl", "index.html"
+WRITERS = 2
+Progress = Callable[[int, int, str | None], None]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How a run ended.
+
+    done: good images, `skipped` of them before a resume. anomalous: None without a threshold.
+    """
+
+    out: Path
+    total: int
+    done: int
+    failed: int
+    skipped: int
+    anomalous: int | None
+    seconds: float
+
+    @property
+    def gallery(self) -> Path:
+        """The page to open."""
+        return self.out / GALLERY_FILE
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done, 1 some failed, 2 nothing done."""
+        return 0 if not self.failed else 1 if self.done else 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture between the stages: decoded, seen by the network, or failed on the way."""
+
+    ref: ImageRef
+    prepared: Prepared | None = None
+    raw: Raw | None = None
+    error: str | None = None
+
+
+def check_output(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse an output folder that holds an earlier run, unless it is to be resumed or overwritten.
+
+    Raises OutputError, or BadOption when both are asked for.
+    """
+    if resume and overwrite:
+        raise BadOption("--resume and --overwrite exclude each other; choose one")
+    if not (resume or overwrite) and any((out / name).exists() for name in (RUN_FILE, LINES_FILE)):
+        raise OutputError(
+            f"{out} holds an earlier run; go on with it with --resume, replace it with --overwrite, "
+            f"or choose another folder with --out"
+        )
+
+
+def predict_folder(
+    detector: Detector,
+    refs: Sequence[ImageRef],
+    out: Path,
+    *,
+    save: Sequence[str] = ("overlay",),
+    batch_size: int = 8,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_record: Callable[[Mapping[str, Any]], None] | None = None,
+    on_progress: Progress | None = None,
+) -> RunSummary:
+    """Score `refs` and write tables, pictures and the gallery into `out`.
+
+    Decoding and writing run in threads beside the network, with a bounded number of pictures and pixels in
+    flight. A picture that cannot be used is recorded with its cause and the rest go on. resume: skip what an
+    earlier run with the same settings has done; overwrite: start anew (its tables and page are replaced, no
+    file is deleted). on_record receives each new record in input order; on_progress (done, total, error).
+    Raises OutputError when `out` cannot be written or holds another run, BadOption for impossible options.
+    """
+    started = time.perf_counter()
+    check_output(out, resume=resume, overwrite=overwrite)
+    _check_save(detector, save)
+    refs = [ref for ref in refs if not _is_own_output(ref.path, out)]
+    if not refs:
+        raise BadOption(
+            "no images given; name files, folders, globs, a .txt of paths, or - for standard input"
+        )
+    settings = _settings(detector, save)
+    if resume:
+        _check_same(out, settings)
+    make_folder(out)
+    run = _run_info(detector, settings, batch_size)
+    write_json(out / RUN_FILE, run | {"status": "running"})
+    with PredictionWriter(out, resume=resume) as writer, GallerySpool(out, resume=resume) as spool:
+        tally = _Tally(len(refs), writer.done, refs, on_progress)
+        todo = [ref for ref in refs if _key(ref) not in writer.done]
+        stages = _Stages(detector, out, tuple(save), spool)
+        for values in stages.records(todo, batch_size):
+            writer.write(values)
+            tally.add(values)
+            if on_record is not None:
+                on_record(values)
+        writer.finish([ref.path for ref in refs])
+        seconds = time.perf_counter() - started
+        run |= {"status": "done", "counts": tally.counts(), "seconds": round(seconds, 3)}
+        write_gallery(out, run, read_records(out / LINES_FILE), spool)
+        write_json(out / RUN_FILE, run)
+    return tally.summary(out, seconds)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Indented JSON, whole or not at all. Raises OutputError."""
+    write_whole(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _key(ref: ImageRef) -> str:
+    return str(error_record(ref.path, "")["path"])
+
+
+class _Tally:
+    """Counts of a run, over earlier and new records."""
+
+    def __init__(
+        self,
+        total: int,
+        earlier: Mapping[str, Mapping[str, Any]],
+        refs: Sequence[ImageRef],
+        show: Progress | None,
+    ) -> None:
+        kept = [earlier[key] for key in map(_key, refs) if key in earlier]
+        self.total, self.skipped, self.show = total, len(kept), show
+        self.done = self.failed = 0
+        self.judged: list[bool] = []
+        for values in kept:
+            self._count(values)
+        if show is not None:
+            show(self.done, total, None)
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        self._count(values)
+        if self.show is not None:
+            error = f"{values['path']}: {values['error']}" if "error" in values else None
+            self.show(self.done + self.failed, self.total, error)
+
+    def _count(self, values: Mapping[str, Any]) -> None:
+        if "error" in values:
+            self.failed += 1
+            return
+        self.done += 1
+        if values["is_anomalous"] is not None:
+            self.judged.append(values["is_anomalous"])
+
+    @property
+    def anomalous(self) -> int | None:
+        return sum(self.judged) if self.judged else None
+
+    def counts(self) -> dict[str, int | None]:
+        names = ("total", "done", "failed", "skipped", "anomalous")
+        return {name: getattr(self, name) for name in names}
+
+    def summary(self, out: Path, seconds: float) -> RunSummary:
+        return RunSummary(out, self.total, self.done, self.failed, self.skipped, self.anomalous, seconds)
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """Decode, infer, write: three stages, the outer two in threads."""
+
+    detector: Detector
+    out: Path
+    save: tuple[str, ...]
+    spool: GallerySpool
+
+    def records(self, refs: Iterable[ImageRef], batch_size: int) -> Iterator[dict[str, Any]]:
+        """One record per picture, in order."""
+        decoded = ordered_map(
+            self._decode,
+            refs,
+            workers=DECODERS,
+            ahead=2 * batch_size,
+            cost=lambda ref: pixel_count(ref.path),
+            budget=PIXELS_IN_FLIGHT,
+        )
+        inferred = self._infer(decoded, batch_size)
+        written = ordered_map(
+            self._write,
+            inferred,
+            workers=WRITERS,
+            ahead=2 * batch_size,
+            eager=True,
+            cost=lambda job: 0 if job.prepared is None else job.prepared.size[0] * job.prepared.size[1],
+            budget=PIXELS_IN_FLIGHT,
+        )
+        with closing(decoded), closing(inferred), closing(written):
+            for _, future in written:
+                yield future.result()
+
+    def _decode(self, ref: ImageRef) -> Job:
+        if ref.error is not None:
+            return Job(ref, error=ref.error)
+        try:
+            return Job(ref, self.detector.prepare(ref.path))
+        except BadImage as error:
+            return Job(ref, error=str(error))
+        except MemoryError:
+            return Job(ref, error="not enough memory to decode it")
+
+    def _infer(
+        self, decoded: Iterable[tuple[ImageRef, Future[Job]]], batch_size: int
+    ) -> Generator[Job, None, None]:
+        waiting: list[Job] = []
+        for _, future in decoded:
+            waiting.append(future.result())
+            batch = [job.prepared for job in waiting if job.prepared is not None]
+            if self.detector.is_full(batch, batch_size) or not batch:
+                yield from self._through_network(waiting)
+                waiting = []
+        yield from self._through_network(waiting)
+
+    def _through_network(self, jobs: list[Job]) -> Iterator[Job]:
+        good = [job.prepared for job in jobs if job.prepared is not None]
+        try:
+            raws = iter(self.detector.infer(good))
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if len(jobs) == 1:
+                yield replace(jobs[0], prepared=None, error="not enough memory to score it; try --tile")
+                return
+            log.warning("not enough memory for %d images at once; going on one by one", len(jobs))
+            for job in jobs:
+                yield from self._through_network([job])
+            return
+        for job in jobs:
+            yield job if job.prepared is None else replace(job, raw=next(raws))
+
+    def _write(self, job: Job) -> dict[str, Any]:
+        if job.prepared is None or job.raw is None:
+            return error_record(job.ref.path, job.error or "")
+        try:
+            result = self.detector.finish(job.prepared, job.raw)
+            files = self._save(job.ref.relative, job.prepared, result)
+            values = record(result, job.ref.path, files)
+            if self.spool.wants(result.score):
+                pair = gallery_pair(job.prepared.image, result.map, result.map_range, result.mask)
+                self.spool.add(job.ref.path, result.score, *pair)
+        except BadImage as error:
+            return error_record(job.ref.path, error)
+        except MemoryError:
+            return error_record(job.ref.path, "not enough memory to write its results")
+        return values
+
+    def _save(self, relative: Path, prepared: Prepared, result: Result) -> dict[str, Path]:
+        files: dict[str, Path] = {}
+        for kind in self.save:
+            folder, ending = FOLDERS[kind]
+            files[kind] = Path(folder) / relative.with_suffix(ending)
+            path = self.out / files[kind]
+            if kind == "overlay":
+                picture = overlay(prepared.image, result.map, result.map_range, result.mask)
+                write_whole(path, png_bytes(picture))
+            elif kind == "map":
+                write_map(path, result.map)
+            elif result.mask is not None:
+                write_mask(path, result.mask)
+        return files
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Torch says so with its own class on a GPU and with a plain RuntimeError on the CPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+def _check_save(detector: Detector, save: Sequence[str]) -> None:
+    for kind in save:
+        if kind not in FOLDERS:
+            raise UnknownName("kind of picture to save", kind, SAVED_KINDS)
+    if "mask" in save and detector.setup.pixel_threshold is None:
+        raise BadOption(
+            "--save mask needs a pixel threshold and the checkpoint carries none; pass --pixel-threshold"
+        )
+
+
+def _is_own_output(path: Path, out: Path) -> bool:
+    """Whether a picture lies where this run writes its own, as when OUT is inside the input folder."""
+    place, root = path.absolute(), out.absolute()
+    return any(place.is_relative_to(root / folder) for folder, _ in FOLDERS.values())
+
+
+def _settings(detector: Detector, save: Sequence[str]) -> dict[str, Any]:
+    """Everything that a resumed run must have in common with its beginning."""
+    settings = asdict(detector.setup) | {"precision": detector.precision, "save": sorted(save)}
+    plain: dict[str, Any] = json.loads(json.dumps(settings))
+    return plain
+
+
+def _check_same(out: Path, settings: Mapping[str, Any]) -> None:
+    """Raise OutputError when the earlier run in `out` had other settings."""
+    path = out / RUN_FILE
+    if not path.exists() and not (out / LINES_FILE).exists():
+        return
+    try:
+        earlier = json.loads(path.read_bytes())
+        changed = [key for key in settings if earlier.get(key) != settings[key]]
+    except (OSError, ValueError, AttributeError) as error:
+        raise OutputError(
+            f"cannot resume: {path} is missing or damaged; start anew with --overwrite"
+        ) from error
+    if changed:
+        key = changed[0]
+        raise OutputError(
+            f"cannot resume {out}: {key} was {earlier.get(key)!r} and is now {settings[key]!r}; "
+            f"use the same settings, or start anew with --overwrite"
+        )
+
+
+def _run_info(detector: Detector, settings: Mapping[str, Any], batch_size: int) -> dict[str, Any]:
+    return {
+        "versions": package_versions(),
+        **settings,
+        "map_range": list(detector.map_range),
+        "batch_size": batch_size,
+        "device": str(detector.device),
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "cpu": cpu_name(),
+            "flags": sorted(cpu_flags().intersection(FAST_BF16_FLAGS)),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name(detector.device) if detector.device.type == "cuda" else "",
+        },
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "counts": {},
+        "seconds": 0.0,
+    }
