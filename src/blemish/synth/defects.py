@@ -227,7 +227,7 @@ def warp(rng: Rng, scene: Scene, image: Field, area: float) -> Change | None:
     if box is None:
         return None
     rows, columns = box
-    push = radius * size * rng.uniform(0.2, 0.5)
+    push = radius * size * rng.uniform(0.08, 0.3)
     dy, dx = (
         clouds(rng, size, min(0.6 / radius, 40))[rows, columns] * cover[rows, columns] * push
         for _ in range(2)
@@ -237,7 +237,7 @@ def warp(rng: Rng, scene: Scene, image: Field, area: float) -> Change | None:
     changed = image.copy()
     for channel in range(3):
         changed[channel, rows, columns] = ndimage.map_coordinates(image[channel], at, order=1, mode="mirror")
-    return Change(changed, (cover > 0.02).astype(np.float32))
+    return Change(changed, (cover > 0.05).astype(np.float32), solid=True)
 
 
 def smear(rng: Rng, scene: Scene, image: Field, area: float) -> Change | None:
@@ -253,7 +253,7 @@ def smear(rng: Rng, scene: Scene, image: Field, area: float) -> Change | None:
         wiped = ndimage.uniform_filter1d(image, width * 2, axis=int(rng.integers(1, 3)), mode="mirror")
     else:
         wiped = np.stack([soft_blur(np.ascontiguousarray(channel), width) for channel in image])
-    return Change(mix(image, wiped + rng.normal(0, 0.02), cover), cover)
+    return Change(mix(image, wiped + rng.normal(0, 0.02), cover), cover, solid=True)
 
 
 def dent(rng: Rng, scene: Scene, image: Field, area: float) -> Change:

@@ -12,8 +12,7 @@ from blemish.synth.camera import Camera, Pixels, develop, expose, random_camera
 from blemish.synth.captions import NORMAL_STATES, states_of, title
 from blemish.synth.defects import Change
 from blemish.synth.families import DEFECT_FUNCTIONS, MATERIAL_FUNCTIONS, SURFACE, Families
-from blemish.synth.fields import bounds, close
-from blemish.synth.fields import Field, Mask, Rng, blur, chance, log_uniform
+from blemish.synth.fields import Field, Mask, Rng, blur, bounds, chance, close, log_uniform
 from blemish.synth.fittings import fit
 from blemish.synth.objects import SHAPES as OUTLINES
 from blemish.synth.objects import Scene, backdrop, compose
@@ -23,7 +22,8 @@ from blemish.synth.structural import LINE_ART, PARTS
 MIN_SIZE = 64
 ATTEMPTS = 8
 SCENES = 40
-MAX_AREA = 0.35
+MIN_AREA, MAX_AREA = 0.0002, 0.35
+"""A mask outside these fractions of the picture is not counted as a defect."""
 BODIES = ("plastic", "paint", "brushed", "steel", "cast", "wood", "rubber", "ceramic", "stone", "foam")
 """Materials that most objects are made of."""
 VISIBLE = 0.03
@@ -117,7 +117,7 @@ def _candidates(rng: Rng, scene: Scene, families: Families) -> list[str]:
     names = list(families.defects)
     rng.shuffle(names)
     special: set[str] = set()
-    if scene.ink is not None and chance(rng, 0.65):
+    if scene.ink is not None and chance(rng, 0.2 if scene.material == "printed" else 0.65):
         special |= set(LINE_ART)
     if scene.labels is not None and chance(rng, 0.35):
         special |= {"missing", "misplaced"}
@@ -173,12 +173,11 @@ def visible(before: Field, after: Field, change: Change, rough: float, sigma: fl
     spread = ndimage.uniform_filter(np.minimum(amount, 3 * threshold) * near, max(3, size // 56) | 1)
     found = ((amount > threshold) & near) | ((spread > threshold * 0.75) & (support > 0.25))
     if change.solid:
-        found = close(found, 0.35 * math.sqrt(float(found.sum()))) & near
-        found = ndimage.binary_fill_holes(found)
+        found = ndimage.binary_fill_holes(close(found, 0.35 * math.sqrt(float(found.sum())))) & near
     else:
         found = close(found, 1.5)
     area = int(found.sum())
-    if area < 3 or area > MAX_AREA * size * size:
+    if not max(5, MIN_AREA * size * size) <= area <= MAX_AREA * size * size:
         return None
     if float(amount[found].mean()) < 0.8 * VISIBLE + 0.6 * rough / (1 + math.sqrt(area) / 12):
         return None

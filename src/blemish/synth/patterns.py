@@ -35,7 +35,7 @@ def _frame(rng: Rng, size: int, *, wavy: float = 0.0, straight: float = 0.6) -> 
     """Pattern coordinates: turned, squashed, slightly in perspective, and `wavy` (fraction of the side) bent."""
     angle = rng.normal(0, 0.03) if chance(rng, straight) else rng.uniform(0, math.pi)
     u, v = rotated(size, (rng.random(), rng.random()), angle, log_uniform(rng, 0.65, 1.5))
-    if chance(rng, 0.3):
+    if straight < 0.95 and chance(rng, 0.3):
         depth = 1 + rng.uniform(-0.3, 0.3) * v
         u, v = u / depth, v / depth
     if wavy:

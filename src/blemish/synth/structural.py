@@ -52,7 +52,7 @@ def missing(rng: Rng, scene: Scene, image: Field, area: float) -> Change | None:
     if element is not None:
         cover = ndimage.binary_dilation(element, iterations=1).astype(np.float32)
         return Change(mix(image, scene.under, cover), cover, solid=True)
-    if scene.shape == "surface":
+    if scene.shape in ("surface", "scan"):
         return None
     size = image.shape[1]
     border = (scene.alpha > 0.5) & (soft_blur(scene.alpha, max(3, size // 20)) < 0.85)
