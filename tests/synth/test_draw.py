@@ -23,7 +23,11 @@ def test_the_same_seed_gives_the_same_picture(seed: int) -> None:
     first, second = draw(rng(seed), SIZE), draw(rng(seed), SIZE)
     assert np.array_equal(first.image, second.image)
     assert np.array_equal(first.mask, second.mask)
-    assert (first.caption, first.states, first.defect_type) == (second.caption, second.states, second.defect_type)
+    assert (first.caption, first.states, first.defect_type) == (
+        second.caption,
+        second.states,
+        second.defect_type,
+    )
 
 
 def test_other_seeds_give_other_pictures() -> None:

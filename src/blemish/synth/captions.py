@@ -1,6 +1,6 @@
 """Sentences about pictures: state, defect, material, colour and shape in many wordings.
 
-`vocabulary_texts` also speaks of real products, textures and scans, so that a tokenizer trained on it splits their names well.
+`vocabulary_texts` also speaks of real products, textures and scans, so that a tokenizer trained on it knows them.
 """
 
 from __future__ import annotations
@@ -55,13 +55,15 @@ MATERIAL_WORDS: dict[str, tuple[str, ...]] = {
     "brushed": ("brushed metal", "metal", "metallic"), "steel": ("steel", "rolled steel", "metal"),
     "cast": ("cast metal", "rough cast", "metal"), "wood": ("wood", "wooden"), "leather": ("leather",),
     "skin": ("skin",), "tissue": ("tissue", "mucous tissue"), "stone": ("stone", "granite"),
-    "concrete": ("concrete", "cement"), "marble": ("marble", "veined stone"), "asphalt": ("asphalt", "gritty", "road"),
-    "carpet": ("carpet", "pile"), "paper": ("paper", "cardboard"), "rubber": ("rubber",),
-    "ceramic": ("ceramic", "glazed", "porcelain"), "foam": ("foam", "sponge", "porous"),
-    "fabric": ("fabric", "woven fabric", "textile", "cloth"), "knit": ("knitted", "knitwear"),
-    "stripes": ("striped", "lined"), "checks": ("chequered", "plaid", "checked"), "corrugated": ("corrugated", "ribbed"),
-    "dots": ("dotted", "perforated", "studded"), "cells": ("cellular", "pebbled", "grained"), "tiles": ("tiled", "tile", "brick"),
-    "mesh": ("mesh", "grid", "wire"), "panel": ("solar cell", "panel"), "printed": ("printed", "label"),
+    "concrete": ("concrete", "cement"), "marble": ("marble", "veined stone"),
+    "asphalt": ("asphalt", "gritty", "road"), "carpet": ("carpet", "pile"),
+    "paper": ("paper", "cardboard"), "rubber": ("rubber",), "ceramic": ("ceramic", "glazed", "porcelain"),
+    "foam": ("foam", "sponge", "porous"), "fabric": ("fabric", "woven fabric", "textile", "cloth"),
+    "knit": ("knitted", "knitwear"), "stripes": ("striped", "lined"),
+    "checks": ("chequered", "plaid", "checked"), "corrugated": ("corrugated", "ribbed"),
+    "dots": ("dotted", "perforated", "studded"), "cells": ("cellular", "pebbled", "grained"),
+    "tiles": ("tiled", "tile", "brick"), "mesh": ("mesh", "grid", "wire"),
+    "panel": ("solar cell", "panel"), "printed": ("printed", "label"),
     "circuit": ("circuit board", "pcb", "printed circuit"),
 }  # fmt: skip
 SHAPE_WORDS: dict[str, tuple[str, ...]] = {
@@ -99,26 +101,38 @@ DEFECT_WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "pinhole": (("pin hole", "pinhole", "void"), ("faulty",)),
     "island": (("spurious copper", "island", "splash"), ("faulty",)),
 }  # fmt: skip
-_VIEWS = ("a photo of {}", "a photo of {} for visual inspection", "a close-up photo of {}", "a cropped photo of {}", "a picture of {}",
-          "a bright photo of {}", "a blurry photo of {}", "there is {} in the scene", "{}", "{}.", "an image of {}")  # fmt: skip
+_VIEWS = (
+    "a photo of {}", "a photo of {} for visual inspection", "a close-up photo of {}", "a cropped photo of {}",
+    "a picture of {}", "a bright photo of {}", "a blurry photo of {}", "there is {} in the scene", "{}", "{}.",
+    "an image of {}",
+)  # fmt: skip
+_MASS = {
+    "discolouration", "contamination", "dirt", "residue", "foreign material", "rust", "corrosion",
+    "debris", "spalling", "spurious copper", "misalignment", "swelling", "distortion", "deformation",
+}  # fmt: skip
 _NORMAL = (
-    "{article} {state} {noun}", "{thing} without defect", "{thing} without damage", "{thing} without flaw", "{article} {state} {thing}",
-    "{noun} without any defect", "{thing}, no defect", "{thing} in good condition", "{state} {noun}", "{state} {thing}",
+    "{article} {state} {noun}", "{thing} without defect", "{thing} without damage", "{thing} without flaw",
+    "{article} {state} {thing}", "{noun} without any defect", "{thing}, no defect",
+    "{thing} in good condition", "{state} {noun}", "{state} {thing}",
 )  # fmt: skip
 _ABNORMAL = (
-    "{article} {state} {noun}", "{thing} with a defect", "{thing} with damage", "{thing} with flaw", "{article} {state} {thing}",
-    "a {noun} with a {defect}", "{thing} with a {defect}", "{defect} on {noun}", "{state} {noun}", "{state} {thing}",
-    "{noun} that has a {defect}", "{thing}, {defect}", "a {defect} on a {thing}",
+    "{article} {state} {noun}", "{thing} with a defect", "{thing} with damage", "{thing} with flaw",
+    "{article} {state} {thing}", "a {noun} with {defect}", "{thing} with {defect}", "{defect} on {noun}",
+    "{state} {noun}", "{state} {thing}", "{noun} that has {defect}", "{thing}, {defect}",
+    "{defect} on a {thing}",
 )  # fmt: skip
 PRODUCTS = (
-    "bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal nut", "pill", "screw", "tile", "toothbrush",
-    "transistor", "wood", "zipper", "candle", "capsules", "cashew", "chewing gum", "fryum", "macaroni", "pcb", "pipe fryum",
-    "bracket black", "bracket brown", "bracket white", "connector", "metal plate", "tubes", "brain", "liver", "retina", "chest",
-    "skin", "colon", "thyroid", "head", "solar panel", "road", "bridge", "concrete wall", "steel strip", "magnetic tile", "rail",
-    "ball screw", "cookie", "biscuit", "textile", "printed circuit board", "circuit board", "phone screen", "kitchen tile", "aluminium",
-    "electrical commutator", "bagel", "cable gland", "carrot", "dowel", "foam", "peach", "potato", "rope", "tire", "car", "engine",
-    "glass", "ceramic", "weld", "gear", "bearing", "casting", "plastic cap", "box", "label", "food", "fruit", "fabric", "knitwear",
-    "wafer", "chip", "lens", "battery", "wheel", "pipe", "tissue", "polyp", "scan", "x-ray image", "microscope image", "photo",
+    "bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal nut", "pill", "screw",
+    "tile", "toothbrush", "transistor", "wood", "zipper", "candle", "capsules", "cashew", "chewing gum",
+    "fryum", "macaroni", "pcb", "pipe fryum", "bracket black", "bracket brown", "bracket white",
+    "connector", "metal plate", "tubes", "brain", "liver", "retina", "chest", "skin", "colon", "thyroid",
+    "head", "solar panel", "road", "bridge", "concrete wall", "steel strip", "magnetic tile", "rail",
+    "ball screw", "cookie", "biscuit", "textile", "printed circuit board", "circuit board", "phone screen",
+    "kitchen tile", "aluminium", "electrical commutator", "bagel", "cable gland", "carrot", "dowel",
+    "foam", "peach", "potato", "rope", "tire", "car", "engine", "glass", "ceramic", "weld", "gear",
+    "bearing", "casting", "plastic cap", "box", "label", "food", "fruit", "fabric", "knitwear", "wafer",
+    "chip", "lens", "battery", "wheel", "pipe", "tissue", "polyp", "scan", "x-ray image",
+    "microscope image", "photo",
 )  # fmt: skip
 
 
@@ -133,7 +147,12 @@ def _pick(rng: np.random.Generator, words: Sequence[str]) -> str:
 
 
 def _article(word: str) -> str:
-    return "an" if word[0] in "aeiou" and not word.startswith("un ") else "a"
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def _one(defect: str) -> str:
+    """The words for a defect with their article, which plurals and substances have none of."""
+    return defect if defect.endswith("s") or defect in _MASS else f"{_article(defect)} {defect}"
 
 
 def _sentence(
@@ -154,7 +173,7 @@ def _sentence(
         named = ""
     else:
         template = _pick(rng, _ABNORMAL)
-        named = _pick(rng, DEFECT_WORDS[defect][0])
+        named = _one(_pick(rng, DEFECT_WORDS[defect][0]))
     text = template.format(article=_article(state), state=state, noun=noun, thing=thing, defect=named)
     return view.format(text)
 
@@ -167,16 +186,18 @@ def _fixed(shape: str, normal: bool) -> tuple[str, ...]:
             t
             for n in nouns
             for t in (
-                f"a photo of a good {n}", f"a photo of a normal {n}", f"a photo of a perfect {n}", f"a photo of a flawless {n}",
-                f"{n}.", f"a photo of {_article(n)} {n}", f"{n} without defect", f"normal {n}", f"good {n}.",
+                f"a photo of a good {n}", f"a photo of a normal {n}", f"a photo of a perfect {n}",
+                f"a photo of a flawless {n}", f"{n}.", f"a photo of {_article(n)} {n}",
+                f"{n} without defect", f"normal {n}", f"good {n}.",
             )
         )  # fmt: skip
     return tuple(
         t
         for n in nouns
         for t in (
-            f"a photo of a damaged {n}", f"a photo of an anomalous {n}", f"a photo of a broken {n}", f"damaged {n}.",
-            f"a photo of a defective {n}", f"{n} with defect", f"a photo of an abnormal {n}", f"abnormal {n}", f"{n} with flaw",
+            f"a photo of a damaged {n}", f"a photo of an anomalous {n}", f"a photo of a broken {n}",
+            f"damaged {n}.", f"a photo of a defective {n}", f"{n} with defect",
+            f"a photo of an abnormal {n}", f"abnormal {n}", f"{n} with flaw",
         )
     )  # fmt: skip
 
@@ -186,8 +207,8 @@ def title(rng: np.random.Generator, material: str, shape: str, colour: str, defe
     thing = f"{colour} {_pick(rng, MATERIAL_WORDS[material])} {_pick(rng, SHAPE_WORDS[shape])}"
     if defect is None:
         ending = _pick(rng, ("without defect", "without damage", "without flaw", "in good condition"))
-        return f"{_article(_pick(rng, (colour,)))} {thing} {ending}"
-    return f"a damaged {thing} with {_pick(rng, DEFECT_WORDS[defect][0])}"
+        return f"{_article(colour)} {thing} {ending}"
+    return f"a damaged {thing} with {_one(_pick(rng, DEFECT_WORDS[defect][0]))}"
 
 
 def captions(picture: Picture, rng: np.random.Generator, n: int) -> list[str]:
@@ -229,7 +250,7 @@ def vocabulary_texts() -> list[str]:
         for turn, (kinds, _) in enumerate(DEFECT_WORDS.values()):
             for kind in kinds:
                 view = _VIEWS[(index + turn + len(kind)) % len(_VIEWS)]
-                texts.append(view.format(f"{_article(noun)} {noun} with a {kind}"))
+                texts.append(view.format(f"{_article(noun)} {noun} with {_one(kind)}"))
     for turn, colour in enumerate(COLOURS):
         for materials in MATERIAL_WORDS.values():
             for material in materials:

@@ -17,8 +17,8 @@ def write_dataset(
     """Write `count` pictures as `<class>/test/good`, `<class>/test/<defect>` and `<class>/ground_truth/<defect>`.
 
     Classes are the shapes of objects and, for full-frame surfaces, the materials. Masks are 8-bit PNG, 0 and 255,
-    named `<stem>_mask.png`. Picture i depends on seed and i only, so a run cut short can be repeated or extended. Returns
-    `out`. Raises ValueError for a count below 1 or a size below 64.
+    named `<stem>_mask.png`. Picture i depends on seed and i only, so a run can be repeated or extended.
+    Returns `out`. Raises ValueError for a count below 1 or a size below 64.
     """
     if count < 1:
         raise ValueError(f"count is {count}; ask for at least one picture")

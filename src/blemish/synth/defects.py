@@ -1,7 +1,7 @@
 """Defects of surfaces and objects: each draws one change into a scene and says where it meant to.
 
-A defect is a function (rng, scene, image, area) -> Change or None (does not fit here). `image` is the scene's picture so far,
-`area` the wanted size as a fraction of the picture. Defects of structure are in `structural`.
+A defect is a function (rng, scene, image, area) -> Change or None (does not fit here). `image` is the scene's picture
+so far, `area` the wanted size as a fraction of the picture. Defects of structure are in `structural`.
 """
 
 from __future__ import annotations

@@ -79,7 +79,8 @@ def draw_pair(
         if names:
             return _picture(rng, scene, develop(lit, camera), mask, names)[0], develop(clean, camera)
     raise ValueError(
-        f"none of the defects {', '.join(families.defects)} shows on the allowed materials and shapes; allow more of them"
+        f"none of the defects {', '.join(families.defects)} shows on the allowed materials "
+        "and shapes; allow more of them"
     )
 
 

@@ -1,4 +1,4 @@
-"""Defects of structure: missing, misplaced and extra parts, chips, and the faults of line art (open, short, spur ...)."""
+"""Defects of structure: missing, misplaced and extra parts, chips, and faults of line art (open, short ...)."""
 
 from __future__ import annotations
 
@@ -151,7 +151,10 @@ def misplaced(rng: Rng, scene: Scene, image: Field, area: float) -> Change | Non
 
 
 def _nearby(scene: Scene, rng: Rng, on_ink: bool) -> tuple[slice, slice, Field, np.ndarray] | None:
-    """A window of line art around a random place: its rows, columns, depth in pixels inside ink (or gap), nearest other pixel."""
+    """A window of line art around a random place.
+
+    Returns its rows and columns, the depth of its pixels inside ink (or gap) and the nearest pixel outside.
+    """
     assert scene.ink is not None
     size = scene.ink.shape[0]
     target = scene.ink if on_ink else 1 - scene.ink

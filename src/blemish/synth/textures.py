@@ -35,9 +35,9 @@ from blemish.synth.palette import FLESH, WARM, palette
 class Texture:
     """A material drawn over the whole picture.
 
-    image: (3, S, S). under: what shows where a part of the pattern is taken away. ink: (S, S) coverage of the line art,
-    drawn in the picture `fore` over `under`. labels: int (S, S), 0 between the repeated parts, 1.. on them. Patterns without such
-    structure leave these None.
+    image: (3, S, S). under: what shows where a part of the pattern is taken away. ink: (S, S) coverage of the
+    line art, drawn in the picture `fore` over `under`. labels: int (S, S), 0 between the repeated parts, 1.. on
+    them. Materials without such structure leave these None.
     """
 
     image: Field
@@ -157,7 +157,7 @@ def tissue(rng: Rng, size: int) -> Texture:
     height = clouds(rng, size, rng.uniform(2, 6))
     light = rng.uniform(0, 2 * math.pi)
     shade = relief(height, light)
-    image = colours.base * (1 + rng.uniform(0.02, 0.06) * shade + 0.06 * height)
+    image = colours.base * (1 + rng.uniform(0.008, 0.03) * shade + 0.05 * height)
     net = np.abs(spectral(rng, size, slope=rng.uniform(1.5, 2.2)))
     vessels = np.exp(-((net / rng.uniform(0.03, 0.1)) ** 2))
     image = image * (1 - rng.uniform(0, 0.25) * vessels * colour_array((0.3, 1.0, 0.9)))
@@ -169,8 +169,8 @@ def tissue(rng: Rng, size: int) -> Texture:
 
 def stone(rng: Rng, size: int) -> Texture:
     """Granite: grains of two or three tones."""
-    slope = rng.uniform(0.7, 1.2)
-    first, second = spectral(rng, size, slope=slope), spectral(rng, size, slope=slope)
+    centre = log_uniform(rng, 12, 60)
+    first, second = (spectral(rng, size, band=(centre * k, centre * 0.6)) for k in (1.0, 1.3))
     colours = palette(rng, GREYS)
     image = colours.paint(first, rng.uniform(0.01, 0.04))
     depth = rng.uniform(0.08, 0.35)
@@ -266,7 +266,7 @@ def foam(rng: Rng, size: int) -> Texture:
 NATURAL: dict[str, Material] = {
     f.__name__: f
     for f in (
-        plastic, paint, brushed, steel, cast, wood, leather, skin, tissue, stone, concrete, marble, asphalt, carpet, paper,
-        rubber, ceramic, foam,
+        plastic, paint, brushed, steel, cast, wood, leather, skin, tissue, stone, concrete, marble, asphalt,
+        carpet, paper, rubber, ceramic, foam,
     )
 }  # fmt: skip
