@@ -1,7 +1,8 @@
 """Golden data: what the authors' programs return for tiny random weights, as modules and tensors.
 
-The sets in `tests/golden` keep only the rows of the word table that are in use (`token_ids`). The environment variable
-BLEMISH_GOLDEN names another folder of sets in the same form, also with whole tables, other seeds and other sizes.
+The sets in `tests/golden` keep only the rows of the word table that are in use (`token_ids`). The environment
+variable BLEMISH_GOLDEN names another folder of sets in the same form, also with whole tables, other seeds and
+other sizes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -32,7 +32,7 @@ def folder() -> Path:
 
 @dataclass(frozen=True)
 class Golden:
-    """One set: its sizes and settings, the frozen backbone, learned tensors, inputs, and the authors' results."""
+    """One set: sizes and settings, the frozen backbone, learned tensors, inputs, and the authors' results."""
 
     name: str
     config: dict[str, Any]

@@ -7,14 +7,14 @@ from functools import lru_cache
 
 import pytest
 import torch
-from golden_data import Golden, Tensors, expected_names, load
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from blemish.methods import build
 from blemish.methods.anomaly_clip import AnomalyCLIP
-from blemish.methods.official import _assign, to_official
+from blemish.methods.official import from_official, to_official
 from blemish.parts.maps import softmax_then_upsample
 from blemish.types import FeatureSpec, ImageFeatures, Target
+from golden_data import Golden, Tensors, expected_names, load
 
 SET = "anomaly_clip"
 # Region overlap (AUPRO) belongs to the metrics; everything else in the set is compared here.
@@ -37,8 +37,7 @@ def make(golden: Golden, variant: str, rounding: str) -> AnomalyCLIP:
         sigma=config["gaussian_sigma"],
         rounding=rounding,
     )
-    with torch.no_grad():
-        _assign(method, golden.method)
+    from_official(method, golden.method)
     return method
 
 

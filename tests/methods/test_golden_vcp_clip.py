@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden_data import Golden, Tensors, expected_names, load
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from blemish.methods import build
-from blemish.methods.official import _assign, _flatten, to_official
+from blemish.methods.official import flatten, from_official, to_official
 from blemish.methods.vcp_clip import VCPCLIP
 from blemish.parts.maps import to_grid, upsample_then_softmax
 from blemish.types import Target
+from golden_data import Golden, Tensors, expected_names, load
 
 SET = "vcp_clip"
 # Region overlap (AUPRO) belongs to the metrics; everything else in the set is compared here.
@@ -39,8 +39,7 @@ def make(golden: Golden) -> VCPCLIP:
         top_k=config["image_score_top_k"],
         dropout=config["train"]["deep_prompt_dropout"],
     )
-    with torch.no_grad():
-        _assign(method, golden.method)
+    from_official(method, golden.method)
     return method
 
 
@@ -149,9 +148,9 @@ def train(golden: Golden, features: Any) -> Tensors:
     with torch.no_grad():
         for name, parameter in method.named_parameters():
             holder.get_parameter(name).copy_(parameter.grad)
-    found |= {f"train.grad.{k}": v for k, v in _flatten(to_official(holder)).items()}
+    found |= {f"train.grad.{k}": v for k, v in flatten(to_official(holder)).items()}
     optimizer.step()
-    return found | {f"train.updated.{k}": v for k, v in _flatten(to_official(method)).items()}
+    return found | {f"train.updated.{k}": v for k, v in flatten(to_official(method)).items()}
 
 
 @pytest.mark.parametrize("name", [n for n in expected_names(SET) if n not in LEFT_OUT])

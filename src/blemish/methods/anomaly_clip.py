@@ -100,9 +100,11 @@ class AnomalyCLIP(nn.Module):
         text = clip.config.text
         self.words = nn.Parameter(torch.empty(1 if config.shared_words else 2, config.n_ctx, text.width))
         depth = min(config.depth, text.layers)
-        self.deep_tokens = nn.Parameter(torch.empty(depth - 1, config.t_n_ctx, text.width))
+        deep_tokens = torch.empty(depth - 1, config.t_n_ctx, text.width)
+        self.deep_tokens = nn.Parameter(deep_tokens, requires_grad=depth > 1)
         self._templates: dict[str, list[Template]] = {}
         self._cache = TextCache()
+        self.templates()
         self.reset()
         self.to(clip.device)
 
@@ -118,7 +120,8 @@ class AnomalyCLIP(nn.Module):
 
     def parameter_groups(self, learning_rate: float = 1e-3) -> list[dict[str, Any]]:
         """Groups for `torch.optim.Adam`, with the authors' rate and betas."""
-        return [{"params": list(self.parameters()), "lr": learning_rate, "betas": (0.5, 0.999)}]
+        learned = [p for p in self.parameters() if p.requires_grad]
+        return [{"params": learned, "lr": learning_rate, "betas": (0.5, 0.999)}]
 
     def templates(self, class_name: str = "object") -> list[Template]:
         """Both prompts in tokens, normal first."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..clip.model import CLIP
-from ..errors import BadCheckpoint, BadOption
+from ..errors import BadCheckpoint, BadOption, OutputError
 from ..parts.prompts import tokenizer_of
 from . import build
 from .anomaly_clip import AnomalyCLIP
@@ -55,31 +57,51 @@ class OfficialInfo:
 def recognise(source: Path | str | Mapping[str, Any]) -> OfficialInfo | None:
     """What an authors' file (or its loaded content) is; None when it is anything else.
 
-    Nothing in the file is executed.
+    Nothing in the file is executed. Raises FileNotFoundError when there is no such file.
     """
     content = source if isinstance(source, Mapping) else _load(Path(source))
     if content is None:
         return None
-    flat = _flatten(content)
-    values = sum(t.numel() for t in flat.values())
-    if "ctx_pos" in flat and "cls_ctx" not in flat and "prompt_learner" in content:
-        width = int(flat["ctx_pos"].shape[-1])
-        deep = [t for name, t in flat.items() if name.startswith("compound_prompts_text.")]
-        options = {"n_ctx": int(flat["ctx_pos"].shape[-2]), "depth": len(deep) + 1}
-        if deep:
-            options["t_n_ctx"] = int(deep[0].shape[0])
-        backbone = "ViT-L-14-336" if width == 768 else ""
-        return OfficialInfo("anomaly_clip", backbone, width, None, options, values)
-    base, query = flat.get("trainable_linearlayer.fc.0.weight"), flat.get("New_Lan_Embed.prompt_query")
-    if base is not None and query is not None and not {"model", "alpha"} & set(content):
-        deep_prompt = flat.get("prompt_embeddings")
-        options = {"category_tokens": int(query.shape[-2])}
-        if deep_prompt is not None:
-            options["deep_tokens"] = int(deep_prompt.shape[-2])
-        width, vision = int(query.shape[-1]), int(base.shape[1])
-        backbone = "ViT-L-14-336" if (width, vision) == (768, 1024) else ""
-        return OfficialInfo("vcp_clip", backbone, width, vision, options, values)
+    flat = flatten(content)
+    if any(t.ndim == 0 for name, t in flat.items() if "prompt_temp" not in name):
+        return None
+    if isinstance(content.get("prompt_learner"), Mapping) and "cls_ctx" not in flat:
+        return _anomaly_info(flat)
+    if {"model", "alpha"}.isdisjoint(content):
+        return _vcp_info(flat)
     return None
+
+
+def _anomaly_info(flat: Flat) -> OfficialInfo | None:
+    deep = [t for name, t in flat.items() if name.startswith("compound_prompts_text.")]
+    words = flat.get("ctx_pos", flat.get("ctx_neg"))
+    if words is None or words.ndim != 4:
+        return None
+    options = {"n_ctx": int(words.shape[-2]), "depth": len(deep) + 1}
+    if deep:
+        options["t_n_ctx"] = int(deep[0].shape[0])
+    width = int(words.shape[-1])
+    return OfficialInfo("anomaly_clip", _named(width), width, None, options, _values(flat))
+
+
+def _vcp_info(flat: Flat) -> OfficialInfo | None:
+    base, category = flat.get("trainable_linearlayer.fc.0.weight"), flat.get("New_Lan_Embed.prompt_query")
+    deep = flat.get("prompt_embeddings")
+    if base is None or category is None or base.ndim != 2 or category.ndim != 3:
+        return None
+    options = {"category_tokens": int(category.shape[1])}
+    if deep is not None and deep.ndim == 3:
+        options["deep_tokens"] = int(deep.shape[1])
+    width, vision = int(category.shape[-1]), int(base.shape[1])
+    return OfficialInfo("vcp_clip", _named(width, vision), width, vision, options, _values(flat))
+
+
+def _named(text_width: int, vision_width: int = 1024) -> str:
+    return "ViT-L-14-336" if (text_width, vision_width) == (768, 1024) else ""
+
+
+def _values(flat: Flat) -> int:
+    return sum(t.numel() for t in flat.values())
 
 
 def read_official(path: Path | str, clip: CLIP, method: str | None = None, **options: Any) -> Any:
@@ -90,6 +112,8 @@ def read_official(path: Path | str, clip: CLIP, method: str | None = None, **opt
     warns through logging when the file was made on a backbone with other words.
     """
     path = Path(path)
+    if not path.is_file():
+        raise BadCheckpoint(f"{path} does not exist or is no file; pass --checkpoint FILE")
     content = _load(path)
     info = recognise(content) if content is not None else None
     if content is None or info is None:
@@ -103,25 +127,36 @@ def read_official(path: Path | str, clip: CLIP, method: str | None = None, **opt
         if options[key] != info.options[key]:
             raise BadOption(f"option {key} is {options[key]!r}, but {path} was made with {info.options[key]}")
     made = build(info.method, clip, **(options | info.options))
-    flat = _flatten(content)
-    expected = _shapes(made)
+    try:
+        from_official(made, content)
+    except BadCheckpoint as error:
+        raise BadCheckpoint(f"{path}: {error}") from error
+    if isinstance(made, AnomalyCLIP):
+        _compare_words(path, made, flatten(content))
+    return made.eval()
+
+
+def from_official(method: Any, content: Mapping[str, Any]) -> None:
+    """Put the tensors of an authors' file, nested as saved or under dotted names, into a method.
+
+    Entries that the authors save and never use are ignored. Raises BadCheckpoint for a missing tensor or
+    another shape, before anything is changed.
+    """
+    flat = flatten(content)
+    expected = {name: tuple(t.shape) for name, t in _learned(method).items()}
     missing = [name for name in expected if name not in flat]
     if missing:
         raise BadCheckpoint(
-            f"{path}: {len(missing)} of {len(expected)} tensors of {info.method} are missing, "
-            f"first {missing[0]}; the file is damaged or of another version, get it again"
+            f"{len(missing)} of {len(expected)} tensors are missing, first {missing[0]}; "
+            "the file is damaged or of another version, get it again"
         )
     for name, shape in expected.items():
         if tuple(flat[name].shape) != shape:
             raise BadCheckpoint(
-                f"{path}: {name} is {tuple(flat[name].shape)}, expected {shape} on this backbone; "
-                f"the authors' files need {info.backbone or 'the backbone they were trained on'}"
+                f"{name} is {tuple(flat[name].shape)}, expected {shape} for these options on this backbone"
             )
     with torch.no_grad():
-        _assign(made, flat)
-    if isinstance(made, AnomalyCLIP):
-        _compare_words(path, made, flat)
-    return made.eval()
+        _assign(method, flat)
 
 
 def to_official(method: Any) -> dict[str, Any]:
@@ -146,21 +181,28 @@ def to_official(method: Any) -> dict[str, Any]:
 
 
 def write_official(method: Any, path: Path | str) -> None:
-    """Write a method as an authors' file, whole or not at all; see `to_official`."""
+    """Write a method as an authors' file, whole or not at all; see `to_official`. Raises OutputError."""
     path = Path(path)
     content = to_official(method)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        torch.save(content, temporary)
+        with temporary.open("wb") as file:
+            torch.save(content, file)
         temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _load(path: Path) -> Mapping[str, Any] | None:
     """The dictionary in a PyTorch file, or None. Only tensors and plain containers are ever unpickled."""
+    is_archive = zipfile.is_zipfile(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_archive(path))
+        if is_archive and _is_script(path):
+            return None
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except FileNotFoundError:
         raise
     except Exception as error:  # every damaged or foreign file fails in its own way
@@ -169,14 +211,14 @@ def _load(path: Path) -> Mapping[str, Any] | None:
     return content if isinstance(content, Mapping) else None
 
 
-def _is_archive(path: Path) -> bool:
-    """Whether a file is of PyTorch's present (zip) form, which can be mapped into memory."""
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
+def _is_script(path: Path) -> bool:
+    """Whether an archive is TorchScript (OpenAI's weights are), which holds code beside its tensors."""
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def _flatten(content: Mapping[str, Any]) -> Flat:
-    """Tensors under dotted names; the single group of AnomalyCLIP's file leaves no prefix."""
+def flatten(content: Mapping[str, Any]) -> Flat:
+    """The tensors of an authors' file under dotted names; AnomalyCLIP's only group leaves no prefix."""
     flat: Flat = {}
     for name, value in content.items():
         if isinstance(value, Tensor):
@@ -206,10 +248,9 @@ def _check_backbone(path: Path, info: OfficialInfo, clip: CLIP) -> None:
             )
 
 
-def _shapes(method: Any) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the learned tensors in the authors' file."""
-    learned = _anomaly_learned(method) if isinstance(method, AnomalyCLIP) else _vcp_learned(method)
-    return {name: tuple(t.shape) for name, t in learned.items()}
+def _learned(method: Any) -> Flat:
+    """Learned parts in the names and shapes of the authors' file."""
+    return _anomaly_learned(method) if isinstance(method, AnomalyCLIP) else _vcp_learned(method)
 
 
 def _assign(method: Any, flat: Flat) -> None:

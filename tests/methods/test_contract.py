@@ -1,0 +1,161 @@
+"""What every registered method keeps to, on a small random CLIP whose sizes are all different."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_clip import CONFIG, SIZE, encode, make, make_clip, pick, target
+
+from blemish.clip.config import CLIPConfig
+from blemish.clip.model import CLIP
+from blemish.methods import METHODS, build, presets
+from blemish.types import Method, Prediction, Target
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in METHODS),
+    *((name, {"preset": preset}) for name in METHODS for preset in presets(name)),
+    ("anomaly_clip", {"streams": ("qk", "vv", "qq", "kk"), "layers": (1, 3), "shared_words": True}),
+    ("anomaly_clip", {"object_aware": True, "rounding": "official", "class_ln_post": True, "depth": 1}),
+    ("anomaly_clip", {"stream_ffn": True, "stream_start": 2, "layer_reduction": "mean", "rounding": "off"}),
+    ("vcp_clip", {"category_tokens": 3, "deep_tokens": 2, "layer_reduction": "sum", "top_k": 50}),
+    ("vcp_clip", {"mini_net": False, "freeze_temperature": True, "activation": "gelu", "heads": 5}),
+]
+
+
+def assert_same(a: Prediction, b: Prediction) -> None:
+    torch.testing.assert_close(a.map, b.map, atol=1e-5, rtol=0)
+    torch.testing.assert_close(a.score, b.score, atol=1e-5, rtol=0)
+
+
+each = pytest.mark.parametrize("variant", VARIANTS, ids=str)
+
+
+@each
+@torch.no_grad()
+def test_prediction_has_shape_and_range(clip: CLIP, variant) -> None:
+    method = make(clip, variant)
+    assert isinstance(method, Method)
+    prediction = method(encode(clip, method, 3))
+    assert prediction.map.shape == (3, *SIZE) and prediction.score.shape == (3,)
+    assert prediction.map.dtype == prediction.score.dtype == torch.float32
+    for values, (low, high) in ((prediction.map, method.map_range), (prediction.score, method.score_range)):
+        assert torch.isfinite(values).all()
+        assert values.min() >= low - 1e-6 and values.max() <= high + 1e-6
+
+
+@each
+@torch.no_grad()
+def test_result_depends_on_the_image_alone(clip: CLIP, variant) -> None:
+    method = make(clip, variant)
+    features = encode(clip, method, 8)
+    together = method(features)
+    for i in range(8):
+        alone = method(pick(features, [i]))
+        assert_same(alone, Prediction(together.map[i : i + 1], together.score[i : i + 1]))
+    order = torch.randperm(8)
+    assert_same(method(pick(features, order)), Prediction(together.map[order], together.score[order]))
+    assert (together.map[0] - together.map[1]).abs().max() > 1e-4, "two images, one map"
+
+
+@each
+@torch.no_grad()
+def test_saved_parts_restore_the_method(clip: CLIP, variant, tmp_path: Path) -> None:
+    method = make(clip, variant)
+    method.reset(torch.Generator().manual_seed(11))
+    features = encode(clip, method, 2)
+    expected = method(features)
+    save_file(method.state_dict(), tmp_path / "parts.safetensors")
+    other = make(clip, variant)
+    assert not torch.equal(other(features).map, expected.map)
+    other.load_state_dict(load_file(tmp_path / "parts.safetensors"))
+    assert torch.equal(other(features).map, expected.map)
+    assert torch.equal(other(features).score, expected.score)
+
+
+@each
+def test_only_learned_parts_are_registered(clip: CLIP, variant) -> None:
+    method = make(clip, variant)
+    frozen = {p.data_ptr() for p in clip.parameters()}
+    assert method.state_dict().keys() == dict(method.named_parameters()).keys()
+    assert frozen.isdisjoint(p.data_ptr() for p in method.parameters())
+    groups = [p for group in method.parameter_groups() for p in group["params"]]
+    learned = [p for p in method.parameters() if p.requires_grad]
+    assert {id(p) for p in groups} == {id(p) for p in learned} and len(groups) == len(learned)
+
+
+@each
+def test_same_generator_same_start(clip: CLIP, variant) -> None:
+    first, second = make(clip, variant), make(clip, variant)
+    first.reset(torch.Generator().manual_seed(5))
+    second.reset(torch.Generator().manual_seed(5))
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b) and torch.isfinite(a).all()
+
+
+@each
+def test_loss_falls_and_reaches_every_parameter(clip: CLIP, variant) -> None:
+    method = make(clip, variant, **({"dropout": 0.0} if variant[0] == "vcp_clip" else {})).train()
+    features, truth = encode(clip, method, 4), target(4)
+    optimizer = torch.optim.Adam(method.parameter_groups(learning_rate=1e-3))
+    totals = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        terms = method.loss(features, truth)
+        assert all(t.ndim == 0 and torch.isfinite(t) for t in terms.values())
+        total = torch.stack(list(terms.values())).sum()
+        total.backward()
+        totals.append(total.item())
+        optimizer.step()
+    assert totals[-1] < totals[0]
+    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
+    assert all(p.grad is None for p in clip.parameters())
+
+
+@each
+def test_half_precision_backbone(clip: CLIP, variant) -> None:
+    method = make(clip, variant)
+    small = make_clip(CONFIG, torch.bfloat16)
+    halved = make(small, variant)
+    with torch.no_grad():
+        expected = method(encode(clip, method, 2))
+        got = halved(encode(small, halved, 2))
+    assert got.map.dtype == torch.float32
+    torch.testing.assert_close(got.map, expected.map, atol=0.1 * method.map_range[1], rtol=0)
+    halved.train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = halved.loss(encode(small, halved, 2), target(2))
+    torch.stack([t.float() for t in terms.values()]).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in halved.parameters() if p.requires_grad)
+
+
+@each
+def test_prediction_follows_the_parameters(clip: CLIP, variant) -> None:
+    """Text features kept between images must not outlive the parameters they were made from."""
+    method = make(clip, variant)
+    features = encode(clip, method, 1)
+    with torch.inference_mode():
+        before = method(features).map
+        assert torch.equal(method(features).map, before)
+    optimizer = torch.optim.Adam(method.parameter_groups(learning_rate=0.05))
+    torch.stack(
+        list(method.loss(features, Target(torch.ones(1), torch.ones(1, *SIZE))).values())
+    ).sum().backward()
+    optimizer.step()
+    with torch.inference_mode():
+        after = method(features).map
+    assert (after - before).abs().max() > 1e-6
+    method.reset(torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        assert (method(features).map - after).abs().max() > 1e-6
+
+
+@each
+def test_builds_without_memory(variant) -> None:
+    with torch.device("meta"):
+        large = CLIP(CLIPConfig())
+    method = build(variant[0], large, **variant[1])
+    assert all(p.is_meta for p in method.parameters())
