@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing as mp
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -97,9 +96,9 @@ class Phase:
 
 # constant rate on small pictures first, full size last, then a decay
 RECIPE = (
-    Phase(24_000, 160, 48, 6e-4, 6e-4),
-    Phase(36_000, 224, 48, 6e-4, 4e-4),
-    Phase(44_000, 256, 48, 4e-4, 2e-6),
+    Phase(16_000, 160, 48, 6e-4, 6e-4),
+    Phase(28_000, 224, 48, 6e-4, 4e-4),
+    Phase(36_000, 256, 48, 4e-4, 2e-6),
 )
 
 
@@ -122,7 +121,6 @@ def state_prompts(
 
 def draw_worker(queue: Any, seed: int, size: Any, batch: int) -> None:
     """Draw batches for ever; the wanted picture size is read from the shared value before each batch."""
-    os.nice(5)
     torch.set_num_threads(1)
     rng = np.random.default_rng(seed)
     while True:
@@ -293,7 +291,7 @@ def kind_loss(
     return F.cross_entropy(pooled @ text.T / TEMPERATURE, goal)
 
 
-def rate(seen: int, warmup: int = 5000) -> tuple[Phase, float]:
+def rate(seen: int, warmup: int = 3000) -> tuple[Phase, float]:
     """The phase that `seen` pictures fall in, and the learning rate there."""
     start = 0
     for phase in RECIPE:
@@ -343,7 +341,7 @@ def train_backbone(folder: Path, workers: int, threads: int) -> None:
         seen += len(item[1])
         step += 1
         for name, value in terms.items():
-            mean[name] = 0.97 * mean.get(name, float(value)) + 0.03 * float(value)
+            mean[name] = 0.97 * mean.get(name, float(value.detach())) + 0.03 * float(value.detach())
         if step % 25 == 0:
             spent = seconds + time.time() - started
             line = {
