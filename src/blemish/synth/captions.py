@@ -76,6 +76,7 @@ SHAPE_WORDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 DEFECT_WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "scratch": (("scratch", "scratches", "scrape"), ("scratched",)),
+    "streak": (("streak", "line", "missing thread", "roller mark"), ("streaked",)),
     "crack": (("crack", "fracture", "fissure"), ("cracked", "fractured")),
     "hole": (("hole", "puncture", "pit"), ("punctured", "pierced")),
     "pits": (("pits", "pores", "spots", "specks"), ("pitted", "spotted")),

@@ -108,6 +108,21 @@ def scratch(rng: Rng, scene: Scene, image: Field, area: float) -> Change:
     return Change(changed, cover)
 
 
+def streak(rng: Rng, scene: Scene, image: Field, area: float) -> Change:
+    """A straight line or band along the picture's axes: a roller mark, a missing or thick thread, a wiped line."""
+    size = image.shape[1]
+    length = log_uniform(rng, 0.15, 2.0)
+    width = min(max(area / length, 0.6 / size), 0.04)
+    angle = float(rng.choice([0.0, math.pi / 2])) + rng.normal(0, 0.02)
+    u, v = rotated(size, spot(rng, scene), angle)
+    ends = step(np.abs(u) - length / 2, log_uniform(rng, 0.01, 0.2))
+    cover = step(np.abs(v) - width / 2, width * rng.uniform(0.2, 1.0) + 1.0 / size) * ends * scene.alpha
+    if scene.rough > 0.04 and chance(rng, 0.4):
+        drawn = np.roll(image, round(size * rng.uniform(0.01, 0.04)), 1 if angle > 0.8 else 2)
+        return Change(mix(image, drawn * rng.uniform(0.8, 1.1), cover), cover, solid=True)
+    return Change(image + _shift(rng, contrast(rng, scene)) * cover, cover)
+
+
 def crack(rng: Rng, scene: Scene, image: Field, area: float) -> Change:
     """A jagged branching line that narrows towards its ends."""
     size = image.shape[1]
@@ -363,7 +378,7 @@ def burn(rng: Rng, scene: Scene, image: Field, area: float) -> Change:
 COMMON: dict[str, Defect] = {
     f.__name__: f
     for f in (
-        scratch, crack, hole, pits, stain, discolouration, contamination, warp, smear, dent, lump, wrinkle, cut, thread,
+        scratch, streak, crack, hole, pits, stain, discolouration, contamination, warp, smear, dent, lump, wrinkle, cut, thread,
         burn,
     )
 }  # fmt: skip

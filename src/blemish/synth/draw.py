@@ -22,6 +22,8 @@ from blemish.synth.structural import LINE_ART, PARTS
 MIN_SIZE = 64
 ATTEMPTS = 8
 SCENES = 40
+USUAL = ("scratch", "crack", "hole", "stain", "pits", "missing")
+"""The defects that real parts show most, drawn somewhat more often."""
 MIN_AREA, MAX_AREA = 0.0002, 0.35
 """A mask outside these fractions of the picture is not counted as a defect."""
 BODIES = ("plastic", "paint", "brushed", "steel", "cast", "wood", "rubber", "ceramic", "stone", "foam")
@@ -117,6 +119,8 @@ def _candidates(rng: Rng, scene: Scene, families: Families) -> list[str]:
     """Allowed defects in the order to try them: those of the scene's own structure first, often."""
     names = list(families.defects)
     rng.shuffle(names)
+    if chance(rng, 0.15):
+        names.sort(key=lambda name: name not in USUAL)
     special: set[str] = set()
     if scene.ink is not None and chance(rng, 0.2 if scene.material == "printed" else 0.65):
         special |= set(LINE_ART)
