@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -194,7 +195,7 @@ def _predict(
     refs = find_images(inputs)[: options.limit]
     detector = blemish.load(**{key: getattr(options, key) for key in LOAD_KEYS}, **own)
     try:
-        with _progress(quiet) as show:
+        with _stop_on_kill(), _progress(quiet) as show:
             summary = predict_folder(
                 detector,
                 refs,
@@ -212,6 +213,16 @@ def _predict(
     if not quiet:
         _summarise(summary)
     return summary.exit_code
+
+
+@contextlib.contextmanager
+def _stop_on_kill() -> Iterator[None]:
+    """Make `kill` end a run as Ctrl-C does: what is being written is finished, then nothing more."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _record_line(record: Mapping[str, Any]) -> None:
@@ -297,9 +308,19 @@ def info(
         if as_json:
             typer.echo(json.dumps(found, indent=2, default=str))
         else:
-            for key, value in found.items():
-                typer.echo(f"{key:<22}{value}")
+            for key, value in _flat(found):
+                typer.echo(f"{key:<28}{value}")
         return EXIT_NOTHING_DONE if found["kind"] == "unknown" else EXIT_DONE
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of nested values; what is empty is left out."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{key}.")
+        elif value not in (None, ""):
+            text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            yield f"{before}{key}", text
 
 
 @app.command()

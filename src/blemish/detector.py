@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 
+from blemish.checkpoint import CheckpointMeta, save_checkpoint
 from blemish.data.images import read_image
 from blemish.data.transforms import Box, TileBlender, map_to_size, preprocess, tiles
 from blemish.device import precision_name
@@ -110,6 +111,26 @@ class Detector:
     def precision(self) -> str:
         """ "fp32", "bf16" or "fp16"."""
         return precision_name(self.clip.dtype)
+
+    def save(self, path: str | Path, notes: str = "") -> None:
+        """Write the learned parts, options, image size and thresholds as our own checkpoint file.
+
+        Raises OutputError when the file cannot be written.
+        """
+        setup = self.setup
+        meta = CheckpointMeta(
+            method=setup.method,
+            options=setup.options,
+            backbone=setup.backbone,
+            backbone_fingerprint=setup.backbone_fingerprint,
+            backbone_config=self.clip.config.to_dict(),
+            auxiliary=setup.auxiliary,
+            image_size=setup.image_size,
+            image_threshold=setup.threshold,
+            pixel_threshold=setup.pixel_threshold,
+            notes=notes,
+        )
+        save_checkpoint(Path(path), cast("torch.nn.Module", self.method), meta)
 
     def predict(self, image: Source) -> Result:
         """Score one picture: a path, PIL image, or uint8 array (H, W, 3) or (H, W).

@@ -12,6 +12,7 @@ from blemish.errors import BadOption
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FAST_BF16_FLAGS = ("amx_bf16", "avx512_bf16")
+REPORTED_FLAGS = ("avx2", "avx512f", *FAST_BF16_FLAGS)
 _CUDA_NAME = re.compile(r"cuda(?::(\d+))?")
 
 

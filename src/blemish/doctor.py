@@ -71,9 +71,10 @@ def _devices() -> Iterator[Check]:
     import torch
 
     from blemish.device import (
-        FAST_BF16_FLAGS,
+        REPORTED_FLAGS,
         cpu_flags,
         cpu_name,
+        has_fast_bf16,
         precision_name,
         resolve_device,
         resolve_precision,
@@ -81,8 +82,9 @@ def _devices() -> Iterator[Check]:
 
     yield Check("cpu", f"{cpu_name() or 'unknown model'}, {available_cpus()} cores usable")
     yield Check("threads", str(torch.get_num_threads()))
-    fast = sorted(cpu_flags().intersection(FAST_BF16_FLAGS))
-    yield Check("bf16 in hardware", ", ".join(fast) or "no (bf16 on this CPU would be very slow)")
+    yield Check("cpu flags", ", ".join(sorted(cpu_flags().intersection(REPORTED_FLAGS))) or "none known")
+    fast = "yes" if has_fast_bf16() else "no (bf16 on this CPU would be very slow)"
+    yield Check("bf16 in hardware", fast)
     cuda = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
     yield Check("cuda", ", ".join(cuda) or "none")
     yield Check("mps", "yes" if torch.backends.mps.is_available() else "none")

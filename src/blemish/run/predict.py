@@ -20,7 +20,7 @@ from blemish.checkpoint import package_versions
 from blemish.config import SAVED_KINDS
 from blemish.data.images import ImageRef
 from blemish.detector import DECODERS, PIXELS_IN_FLIGHT, Detector, Prepared, Raw, pixel_count
-from blemish.device import FAST_BF16_FLAGS, cpu_flags, cpu_name
+from blemish.device import REPORTED_FLAGS, cpu_flags, cpu_name
 from blemish.errors import BadImage, BadOption, OutputError, UnknownName
 from blemish.output.files import make_folder, write_whole
 from blemish.output.pictures import gallery_pair, overlay, png_bytes
@@ -329,6 +329,9 @@ def _is_own_output(path: Path, out: Path) -> bool:
 def _settings(detector: Detector, save: Sequence[str]) -> dict[str, Any]:
     """Everything that a resumed run must have in common with its beginning."""
     settings = asdict(detector.setup) | {"precision": detector.precision, "save": sorted(save)}
+    if Path(detector.setup.backbone).exists():
+        # A path may tell a user's name, and the fingerprint says more about the weights.
+        settings["backbone"] = Path(detector.setup.backbone).name
     plain: dict[str, Any] = json.loads(json.dumps(settings))
     return plain
 
@@ -363,7 +366,7 @@ def _run_info(detector: Detector, settings: Mapping[str, Any], batch_size: int) 
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
             "cpu": cpu_name(),
-            "flags": sorted(cpu_flags().intersection(FAST_BF16_FLAGS)),
+            "flags": sorted(cpu_flags().intersection(REPORTED_FLAGS)),
             "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name(detector.device) if detector.device.type == "cuda" else "",
         },

@@ -1,0 +1,325 @@
+"""The command line: options, configuration, exit statuses, messages, standard input and output."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import blemish
+from blemish import loading
+from blemish.cli import main
+from blemish.config import PredictOptions, parse_settings, read_config, typed_options
+from blemish.doctor import Check, examine
+from blemish.errors import BadOption, UnknownName
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def checkpoint(small_checkpoint: Make) -> str:
+    return str(small_checkpoint())
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def settings(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_predict(checkpoint: str, draw: Make, out: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = draw("in/ä b.PNG").parent
+    draw("in/deep/2.jpg")
+    status = main(["predict", str(folder), "-o", str(out), "--checkpoint", checkpoint])
+    shown = capfd.readouterr()
+    assert status == 0 and shown.out == ""
+    assert "2 of 2 images done" in shown.err and str(out / "index.html") in shown.err
+    assert len(shown.err.splitlines()) == 2 and "\x1b" not in shown.err
+    assert [Path(r["path"]).name for r in lines(out)] == ["2.jpg", "ä b.PNG"]
+
+
+def test_json_lines_on_standard_output(
+    checkpoint: str, draw: Make, out: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    paths = [str(draw(f"{i}.png")) for i in range(3)]
+    missing = str(out.parent / "no.png")
+    status = main(["predict", *paths, missing, "-o", str(out), "--checkpoint", checkpoint, "--json", "-q"])
+    shown = capfd.readouterr()
+    records = [json.loads(line) for line in shown.out.splitlines()]
+    assert status == 1 and shown.err == ""
+    assert records == lines(out) and [r["path"] for r in records] == [*paths, missing]
+
+
+def test_failures_are_named_on_standard_error(
+    checkpoint: str, draw: Make, out: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = draw("1.png"), out.parent / "bad.png"
+    bad.write_text("words")
+    common = ["-o", str(out), "--checkpoint", checkpoint]
+    assert main(["predict", str(good), str(bad), *common]) == 1
+    shown = capfd.readouterr().err
+    assert "bad.png" in shown and "not an image" in shown and "1 failed" in shown
+    assert main(["predict", str(bad), *common, "--overwrite"]) == 2
+
+
+def test_paths_on_standard_input(
+    checkpoint: str, draw: Make, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [draw("a.png"), draw("b c.png")]
+    text = io.TextIOWrapper(io.BytesIO("".join(f"{p}\n" for p in paths).encode()))
+    monkeypatch.setattr(sys, "stdin", text)
+    assert main(["predict", "-", "-o", str(out), "--checkpoint", checkpoint]) == 0
+    assert [r["path"] for r in lines(out)] == [str(p) for p in paths]
+
+
+def test_every_option_arrives(checkpoint: str, draw: Make, out: Path) -> None:
+    arguments = [
+        *("--method", "anomaly_clip", "--device", "cpu", "--precision", "fp32", "--image-size", "40"),
+        *("--batch-size", "2", "--seed", "3", "--set", "sigma=2", "--set", "layers=[2, 0.5]"),
+        *("--save", "map,mask", "--tile", "30", "--overlap", "0.5", "--class-name", "nut"),
+        *("--threshold", "0.125", "--pixel-threshold", "0.25", "--limit", "2"),
+    ]
+    paths = [str(draw(f"{i}.png")) for i in range(3)]
+    assert main(["predict", *paths, "-o", str(out), "--checkpoint", checkpoint, *arguments]) == 0
+    found = settings(out)
+    assert len(lines(out)) == 2 and {*lines(out)[0]["files"]} == {"map", "mask"}
+    assert (found["image_size"], found["tile"], found["overlap"], found["class_name"]) == (40, 30, 0.5, "nut")
+    assert (found["threshold"], found["pixel_threshold"], found["precision"]) == (0.125, 0.25, "fp32")
+    assert (found["options"]["sigma"], found["options"]["layers"]) == (2.0, [2, 0.5])
+
+
+def test_command_line_goes_before_file_before_checkpoint(checkpoint: str, draw: Make, out: Path) -> None:
+    config = out.parent / "run.toml"
+    config.write_text(
+        f'image-size = 40\nbatch_size = 3\nsave = ["map"]\nsigma = 1\npreset = "paper"\ncheckpoint = "{checkpoint}"\n'
+    )
+    base = ["predict", str(draw("1.png")), "-o", str(out), "--config", str(config)]
+    assert main(base) == 0
+    found = settings(out)
+    assert (found["image_size"], found["batch_size"], found["save"]) == (40, 3, ["map"])
+    assert (found["options"]["sigma"], found["options"]["local_weight"]) == (1.0, 1.0)
+    assert main([*base, "--image-size", "56", "--set", "sigma=0.5", "--overwrite"]) == 0
+    assert (settings(out)["image_size"], settings(out)["options"]["sigma"]) == (56, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--image-size", "50"], "48 or 56"),
+        (["--method", "anomaly_clop"], "did you mean 'anomaly_clip'"),
+        (["--set", "sigmaa=1"], "did you mean 'sigma'"),
+        (["--set", "sigma"], "key=value"),
+        (["--set", "sigma=[1"], "cannot read the value"),
+        (["--set", "sigma=wide"], "sigma"),
+        (["--set", "preset=papers"], "did you mean 'paper'"),
+        (["--device", "gpu"], "cuda:N"),
+        (["--precision", "int8"], "bf16"),
+        (["--save", "overlay,maps"], "did you mean 'map'"),
+        (["--batch-size", "0"], "at least 1"),
+        (["--limit", "0"], "at least 1"),
+        (["--config", "none.toml"], "none.toml"),
+        (["--backbone", "Vit-L"], "ViT-L"),
+        (["--resume", "--overwrite"], "exclude"),
+        (["--nope"], "--nope"),
+        (["--batch-size", "x"], "--batch-size"),
+    ],
+)
+def test_wrong_use(
+    arguments: list[str],
+    words: str,
+    checkpoint: str,
+    draw: Make,
+    out: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    status = main(["predict", str(draw("1.png")), "-o", str(out), "--checkpoint", checkpoint, *arguments])
+    shown = capfd.readouterr()
+    assert status == 2 and words in shown.err and shown.out == ""
+    assert len(shown.err.splitlines()) <= 2 and "Traceback" not in shown.err
+    assert not out.exists()
+
+
+def test_wrong_use_before_any_command(capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        (["predictt"], "predict"),
+        (["predict"], "INPUT"),
+        (["list", "cats"], "cats"),
+        (["info", "no.file"], "does not exist"),
+    ):
+        assert main(arguments) == 2
+        shown = capfd.readouterr().err
+        assert words in shown and len(shown.splitlines()) <= 2
+    assert main([]) == 2
+    assert "Usage" in capfd.readouterr().err
+
+
+def test_tracebacks_only_with_verbose(checkpoint: str, capfd: pytest.CaptureFixture[str]) -> None:
+    for extra, expected in (([], False), (["--verbose"], True)):
+        assert main(["info", "no.file", *extra]) == 2
+        assert ("Traceback" in capfd.readouterr().err) is expected
+
+
+def test_mistakes_in_the_program_are_short_too(
+    checkpoint: str, draw: Make, out: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*arguments: Any, **options: Any) -> None:
+        raise KeyError("lost")
+
+    monkeypatch.setattr(loading, "_load_backbone", broken)
+    assert main(["predict", str(draw("1.png")), "-o", str(out), "--checkpoint", checkpoint]) == 2
+    shown = capfd.readouterr().err
+    assert "KeyError" in shown and "--verbose" in shown and len(shown.splitlines()) == 2
+
+
+def test_an_earlier_run(checkpoint: str, draw: Make, out: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    common = ["predict", str(draw("1.png")), "-o", str(out), "--checkpoint", checkpoint]
+    assert main(common) == 0
+    assert main(common) == 2
+    shown = capfd.readouterr().err
+    assert "--resume" in shown and "--overwrite" in shown
+    assert main([*common, "--resume"]) == 0
+    assert "1 of them earlier" in capfd.readouterr().err
+    assert main([*common, "--overwrite"]) == 0
+
+
+def test_output_that_cannot_be_written(
+    checkpoint: str, draw: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    target = tmp_path / "file" / "out"
+    assert main(["predict", str(draw("1.png")), "-o", str(target), "--checkpoint", checkpoint]) == 2
+    assert "file" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_from_outside(kind: int, checkpoint: str, draw: Make, out: Path) -> None:
+    for i in range(400):
+        draw(f"in/{i:03}.png")
+    command = [sys.executable, "-m", "blemish", "predict", str(out.parent / "in"), "-o", str(out)]
+    command += ["--checkpoint", checkpoint, "--threads", "1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True) as process:
+        deadline = time.monotonic() + 60
+        table = out / "predictions.jsonl"
+        while (not table.exists() or table.stat().st_size < 2000) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(kind)
+        _, shown = process.communicate(timeout=60)
+    assert process.returncode == 130 and "--resume" in shown and "Traceback" not in shown
+    before = lines(out)
+    assert 0 < len(before) < 400
+    assert all((out / r["files"]["overlay"]).exists() for r in before)
+    assert not [p for p in out.rglob("*") if p.name.endswith(".tmp")]
+    done = subprocess.run(
+        [*command, "--resume"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and f"{len(before)} of them earlier" in done.stderr
+    assert [Path(r["path"]).name for r in lines(out)] == [f"{i:03}.png" for i in range(400)]
+
+
+def test_info(
+    checkpoint: str, small_backbone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", checkpoint]) == 0
+    text = capfd.readouterr().out
+    assert "anomaly_clip" in text and "options.sigma" in text
+    assert main(["info", str(small_backbone), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["kind"] == "backbone"
+    (tmp_path / "notes.txt").write_text("hello")
+    assert main(["info", str(tmp_path / "notes.txt")]) == 2
+    assert "not a checkpoint" in capfd.readouterr().out
+
+
+def test_list(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    text = capfd.readouterr().out
+    assert all(f"  {name}" in text for name in (*blemish.methods(), *blemish.backbones()))
+    assert main(["list", "methods", "--verbose"]) == 0
+    assert "sigma = 4.0" in capfd.readouterr().out
+    assert main(["list", "backbones", "--json"]) == 0
+    assert [row["name"] for row in json.loads(capfd.readouterr().out)["backbones"]] == [*blemish.backbones()]
+
+
+def test_doctor(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    names = {check.name for check in examine()}
+    assert {"python", "torch", "cpu", "threads", "precision auto", "free disk here", "hub cache"} <= names
+    assert any(name.startswith("embedded") for name in names)
+    for ok, status in ((True, 0), (False, 1)):
+        monkeypatch.setattr("blemish.doctor.examine", lambda ok=ok: [Check("torch", "here", ok)])
+        assert main(["doctor"]) == status
+        assert ("BAD" in capfd.readouterr().out) is not ok
+        assert main(["doctor", "--json"]) == status
+        assert json.loads(capfd.readouterr().out) == [{"name": "torch", "value": "here", "ok": ok}]
+
+
+def test_doctor_names_what_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise OSError("out of order")
+
+    monkeypatch.setattr("blemish.doctor._room", broken)
+    monkeypatch.setitem(sys.modules["blemish.doctor"].PACKAGES, "nonesuch", "nonesuch")
+    bad = {check.name: check.value for check in examine() if not check.ok}
+    assert "out of order" in bad["memory and disk"] and "pip install nonesuch" in bad["nonesuch"]
+
+
+def test_settings_are_read_as_toml() -> None:
+    pairs = [
+        "a=1",
+        "b=0.5",
+        "c=true",
+        "d=paper",
+        'e="x y"',
+        "f=[6, 12]",
+        "g=(1,2)",
+        "a=2",
+        "h-i=False",
+        "j=a/b-c.pth",
+    ]
+    assert parse_settings(pairs) == {
+        **{"a": 2, "b": 0.5, "c": True, "d": "paper", "e": "x y", "f": [6, 12], "g": [1, 2]},
+        **{"h_i": False, "j": "a/b-c.pth"},
+    }
+    for wrong in ("a", "=1", "a=", "a=[1", 'a="x', "a=1\nb=2", "a=b c"):
+        with pytest.raises(BadOption):
+            parse_settings([wrong])
+
+
+def test_configuration_files(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("image-size = 40\n")
+    assert read_config(path) == {"image_size": 40}
+    for text in ("image_size: 4", "[predict]\nsave = 'map'\n"):
+        path.write_text(text)
+        with pytest.raises(BadOption, match=r"c\.toml"):
+            read_config(path)
+
+
+def test_typed_options() -> None:
+    found = typed_options(PredictOptions, {"overlap": 0, "tile": "none", "save": ["map", "mask"]}, "predict")
+    assert found == {"overlap": 0.0, "tile": None, "save": ("map", "mask")}
+    assert isinstance(found["overlap"], float)
+    assert PredictOptions(save="map, overlay,map").kinds == ("map", "overlay")
+    assert PredictOptions(save="none").kinds == ()
+    with pytest.raises(UnknownName, match="did you mean 'image_size'"):
+        typed_options(PredictOptions, {"image_sise": 3}, "predict")
+    for key, value in (("tile", 1.5), ("tile", True), ("save", [1]), ("device", 3), ("device", None)):
+        with pytest.raises(BadOption, match=f"option {key} of predict"):
+            typed_options(PredictOptions, {key: value}, "predict")
