@@ -129,7 +129,9 @@ def train(golden: Golden, variant: str, rounding: str) -> Tensors:
         optimizer.step()
     after = learned(method)
     return (
-        found | {"total_per_step": torch.stack(totals)} | {f"after_3_steps.{k}": v for k, v in after.items()}
+        found
+        | {"total_per_step": torch.stack(totals)}
+        | {f"after_{settings['steps']}_steps.{k}": v for k, v in after.items()}
     )
 
 

@@ -18,7 +18,6 @@ from blemish.methods.official import flatten, read_official, recognise, to_offic
 from golden_data import load
 
 GROUPS = ("trainable_linearlayer", "New_Lan_Embed", "Zero_try")
-OPTIONS: dict[str, dict[str, Any]] = {"anomaly_clip": {}, "vcp_clip": {}}
 
 
 def authors_content(name: str) -> dict[str, Any]:
@@ -91,9 +90,12 @@ def test_recognised_by_content(name: str, file: Path) -> None:
         assert info is not None and info.method == name and info.backbone == ""
         assert info.text_width == load(name).clip.config.text.width
     if name == "anomaly_clip":
-        assert info.options == {"n_ctx": 12, "depth": 9, "t_n_ctx": 4}
+        learner = load(name).config["prompt_learner"]
+        assert info.options == {key: learner[key] for key in ("n_ctx", "depth", "t_n_ctx")}
     else:
-        assert info.options == {"category_tokens": 2, "deep_tokens": 1}
+        config = load(name).config
+        lengths = {"category_tokens": config["prompt_len"], "deep_tokens": config["deep_prompt_len"]}
+        assert info.options == lengths
 
 
 def test_shapes_decide_options(tmp_path: Path) -> None:
@@ -163,7 +165,8 @@ def test_surplus_tensors_are_ignored(name: str, tmp_path: Path) -> None:
 
 def test_other_words_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     content = authors_content("anomaly_clip")
-    content["prompt_learner"]["token_suffix_neg"] = torch.randn(1, 1, 64, 32)
+    learner = content["prompt_learner"]
+    learner["token_suffix_neg"] = torch.randn_like(learner["token_suffix_neg"])
     torch.save(content, tmp_path / "x.pth")
     with caplog.at_level(logging.WARNING):
         read_official(tmp_path / "x.pth", load("anomaly_clip").clip)
