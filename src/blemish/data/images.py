@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import stat
 import threading
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from blemish.data.find import IMAGE_ENDINGS, ImageRef, find_images, printable_name
 from blemish.errors import BadImage
@@ -21,6 +22,9 @@ MAX_PIXELS = 150_000_000
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"RIFF", b"GIF8", *TIFF_SIGNATURES)
+# TIFF: tag numbers and values of the photometric tag
+BITS_PER_SAMPLE, ORIENTATION = 258, 274
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
 STRIP_PIXELS = 1 << 22
 
 _open_lock = threading.Lock()
@@ -34,9 +38,9 @@ def read_image(source: str | Path | Image.Image | np.ndarray, max_pixels: int = 
     max_pixels: larger pictures are refused before they are decoded.
 
     Returns uint8 (H, W, 3). EXIF orientation is applied. An alpha channel is dropped, not composited, as
-    PIL's `convert("RGB")` does and with it the published methods' code. 16-bit values are divided by 257 (PNG
-    and TIFF in 16-bit colour may arrive as their high byte, at most one level lower); float pictures must lie
-    in 0..1 and are multiplied by 255. Raises BadImage, one line `name: cause`.
+    PIL's `convert("RGB")` does and with it the published methods' code. 16-bit values are divided by 257 (a PNG
+    in 16-bit colour arrives as its high byte, at most one level off); float pictures must lie in 0..1 and are
+    multiplied by 255. Raises BadImage, one line `name: cause`.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
@@ -93,13 +97,20 @@ def _read_file(file: BinaryIO, head: bytes, max_pixels: int) -> np.ndarray:
                 Image.MAX_IMAGE_PIXELS = limit
     except UnidentifiedImageError as error:
         if head.startswith(TIFF_SIGNATURES):
-            file.seek(0)
             return _read_tiff(file, max_pixels)
         if head.startswith(SIGNATURES):
             raise BadImage("damaged or cut short (its header cannot be read)") from error
         raise BadImage("not an image (its content is no PNG, JPEG, BMP, WebP, TIFF or GIF)") from error
     with image:
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_deep(image):
+            # Pillow keeps the high byte of deep colour, misreads planes stored apart, and forgets white-is-zero
+            with contextlib.suppress(ValueError):  # tifffile lacks some compressions that Pillow has
+                return _read_tiff(file, max_pixels)
         return _decode(image, max_pixels)
+
+
+def _is_deep(image: TiffImagePlugin.TiffImageFile) -> bool:
+    return max(image.tag_v2.get(BITS_PER_SAMPLE) or (1,)) > 8
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -166,21 +177,30 @@ def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
 
 
 def _read_tiff(file: BinaryIO, max_pixels: int) -> np.ndarray:
-    """The kinds of TIFF that PIL refuses (16-bit planes, float colour, BigTIFF variants), first page."""
+    """First page of a TIFF that Pillow refuses or reads badly: more than 8 bits, BigTIFF variants."""
     import tifffile
 
+    file.seek(0)
     with tifffile.TiffFile(file) as tiff:
         page = tiff.pages.first
         _check_size(page.imagewidth, page.imagelength, max_pixels)
+        if page.photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB):
+            raise BadImage(f"TIFF of photometric kind {int(page.photometric)}; save it as grey or RGB")
         values = np.asarray(page.asarray())
-        planes_first = page.planarconfig == 2 and values.ndim == 3
-        if page.photometric == 0 and values.dtype.kind == "u":  # white is zero
+        if page.planarconfig == 2 and values.ndim == 3:  # planes stored apart
+            values = np.moveaxis(values, 0, -1)
+        if page.photometric == WHITE_IS_ZERO and values.dtype.kind == "u":
             values = np.iinfo(values.dtype).max - values
-    if planes_first:
-        values = np.moveaxis(values, 0, -1)
+        orientation = page.tags.valueof(ORIENTATION, 1)
     if values.ndim == 3 and values.shape[2] == 2:  # grey and alpha
         values = values[:, :, 0]
-    return _from_array(_to_uint8(values))
+    turned = ImageOps.exif_transpose(_tagged(Image.fromarray(_from_array(_to_uint8(values))), orientation))
+    return _pixels(turned)
+
+
+def _tagged(image: Image.Image, orientation: int) -> Image.Image:
+    image.getexif()[ORIENTATION] = orientation
+    return image
 
 
 def _from_array(array: np.ndarray) -> np.ndarray:
