@@ -1,0 +1,57 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from blemish.errors import OutputError
+from blemish.output.files import write_whole
+
+
+def test_writes_bytes_and_streams_into_new_folders(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b é" / "c.txt"
+    write_whole(path, b"one")
+    assert path.read_bytes() == b"one"
+    write_whole(path, lambda file: file.write(b"two"))
+    assert path.read_bytes() == b"two"
+    assert list(path.parent.iterdir()) == [path]
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_rest(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"old")
+
+    def full(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OutputError, match=r"cannot write .*a\.txt: no space left on device") as caught:
+        write_whole(path, full)
+    assert "\n" not in str(caught.value)
+
+    def stop(file: BinaryIO) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(path, stop)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(OutputError, match="out"):
+        write_whole(tmp_path / "out" / "a.txt", b"x")
+
+
+def test_a_full_device() -> None:
+    if not os.access("/dev/full", os.W_OK):
+        pytest.skip("no /dev/full here")
+    with pytest.raises(OutputError):
+        write_whole(Path("/dev/full/a"), b"x")
