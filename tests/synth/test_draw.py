@@ -70,19 +70,25 @@ def test_about_sixty_percent_are_defective() -> None:
 
 
 def test_masks_cover_the_visible_change() -> None:
-    """Compared with the same shot without the defect: strong change lies in the mask, the mask lies on change."""
-    inside, covered = [], []
-    for seed in range(60):
+    """Compared with the same shot without the defect: change lies in the mask, and the mask lies on change.
+
+    The margins leave room for JPEG blocks, for soft ends and for unchanged pixels inside one solid defect.
+    """
+    recall, on_change, beside_change, beyond = [], [], [], []
+    for seed in range(100):
         picture, clean = draw_pair(rng(11, seed), SIZE, defect=True)
         change = np.abs(picture.image.astype(int) - clean.astype(int)).max(axis=2)
-        strong = change > max(40, 0.4 * change.max())
-        if strong.any():
-            inside.append(float(ndimage.binary_dilation(picture.mask, iterations=2)[strong].mean()))
-        near = ndimage.maximum_filter(change, 7) >= 6
-        covered.append(float(near[picture.mask].mean()))
-    assert np.mean(inside) > 0.97
-    assert np.mean(covered) > 0.93
-    assert min(covered) > 0.5
+        around = ndimage.binary_dilation(picture.mask, iterations=2)
+        if (change >= 24).any():
+            recall.append(float(around[change >= 24].mean()))
+        on_change.append(float((change >= 6)[picture.mask].mean()))
+        beside_change.append(float((ndimage.maximum_filter(change, 3) >= 6)[picture.mask].mean()))
+        beyond.append(int(change[~around].max()))
+    assert np.mean(recall) > 0.98
+    assert min(recall) > 0.6
+    assert np.mean(on_change) > 0.85
+    assert np.mean(beside_change) > 0.98
+    assert np.mean(beyond) < 20
 
 
 def test_normal_shot_equals_its_twin() -> None:

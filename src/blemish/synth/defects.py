@@ -284,7 +284,7 @@ def dent(rng: Rng, scene: Scene, image: Field, area: float) -> Change:
     shade = (slope * strength + rng.uniform(-0.3, 0.1) * abs(strength) * height) * scene.alpha
     if chance(rng, 0.3):
         shade = shade + abs(strength) * step(np.abs(slope - 0.5) - 0.1, 0.2) * height
-    return Change(image + shade, (height > 0.15) * scene.alpha, solid=True)
+    return Change(image + shade, (height > 0.06) * scene.alpha, solid=True)
 
 
 def lump(rng: Rng, scene: Scene, image: Field, area: float) -> Change:
@@ -378,7 +378,7 @@ def burn(rng: Rng, scene: Scene, image: Field, area: float) -> Change:
 COMMON: dict[str, Defect] = {
     f.__name__: f
     for f in (
-        scratch, streak, crack, hole, pits, stain, discolouration, contamination, warp, smear, dent, lump, wrinkle, cut, thread,
-        burn,
+        scratch, streak, crack, hole, pits, stain, discolouration, contamination, warp, smear, dent, lump,
+        wrinkle, cut, thread, burn,
     )
 }  # fmt: skip

@@ -169,12 +169,15 @@ def visible(before: Field, after: Field, change: Change, rough: float, sigma: fl
     if float(amount.max()) < VISIBLE:
         return None
     amount = blur(amount, max(sigma, 0.7 / size))
-    threshold = max(0.6 * VISIBLE, 0.22 * float(amount.max()), 0.25 * rough)
+    threshold = max(0.6 * VISIBLE, min(0.22 * float(amount.max()), 2 * VISIBLE), 0.25 * rough)
     box = bounds(amount > threshold, max(4, size // 32))
     if box is None:
         return None
     amount, support = amount[box], change.support[box]
-    near = ndimage.binary_dilation(support > 0.1, iterations=1)
+    reach = 1 + math.ceil(
+        1.5 * sigma * size
+    )  # the camera's blur carries the change beyond where it was drawn
+    near = ndimage.binary_dilation(support > 0.05, iterations=reach)
     spread = ndimage.uniform_filter(np.minimum(amount, 3 * threshold) * near, max(3, size // 56) | 1)
     found = ((amount > threshold) & near) | ((spread > threshold * 0.75) & (support > 0.25))
     if change.solid:
