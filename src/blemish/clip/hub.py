@@ -140,6 +140,8 @@ def fetch(name: str, repositories: Sequence[str], *, config_known: bool) -> tupl
             reason = f"{repository} holds no CLIP weights in a known form"
         except _HubError as error:
             reason = f"{repository}: {error}"
+            if isinstance(error, _Unreachable):
+                break
     for repository in repositories:
         if path := _choose(_cached(repository), need_config=False):
             return path, repository
@@ -175,6 +177,10 @@ def shard_names(index: Path) -> list[str]:
 
 class _HubError(Exception):
     """The hub could not be asked or refused; the text is the cause."""
+
+
+class _Unreachable(_HubError):
+    """No connection, so that other repositories need not be tried."""
 
 
 def _existing(path: Path, text: str) -> Path:
@@ -230,7 +236,7 @@ def _downloaded(repository: str) -> Get:
         try:
             return Path(huggingface_hub.hf_hub_download(repository, filename, etag_timeout=PROBE_SECONDS))
         except LocalEntryNotFoundError as error:
-            raise _HubError(_first_line(error.__cause__ or error)) from error
+            raise _Unreachable(_first_line(error.__cause__ or error)) from error
         except EntryNotFoundError:
             return None
         except RepositoryNotFoundError as error:

@@ -47,7 +47,7 @@ def configure(tensors: Mapping[str, Tensor], naming: str, file: Path, repository
         )
     else:
         logger.info("%s: no configuration beside it, taken as %s weights", file, config.source)
-    return replace(config, name=_name(config) or repository or file.stem)
+    return replace(config, name=_name(config, repository) or repository or file.stem)
 
 
 def _own_config(described: dict[str, Any], path: Path) -> CLIPConfig:
@@ -178,9 +178,9 @@ def _depth(tensors: Mapping[str, Tensor], tower: str) -> int:
     return 1 + max((int(n) for n in numbers if n.isdigit()), default=-1)
 
 
-def _name(config: CLIPConfig) -> str:
-    """Name of the backbone with these shapes and origin; "" when there is none."""
+def _name(config: CLIPConfig, repository: str) -> str:
+    """Name of the backbone of these shapes and origin, "" when there is none; fine-tuned copies are others."""
     for name, known in BACKBONES.items():
         if known.config is not None and replace(config, name=name) == known.config:
-            return name
+            return name if not repository or repository in known.repositories else ""
     return ""
