@@ -9,7 +9,6 @@ from small_clip import CONFIG, encode, make, target
 
 from blemish.clip.config import CLIPConfig
 from blemish.clip.model import CLIP
-from blemish.methods.vcp_clip import PostVCP
 from blemish.types import Target
 
 NAME = "vcp_clip"
@@ -32,28 +31,6 @@ def test_exact_gelu_belongs_to_openai_weights() -> None:
         assert method.needs.activation == wanted == method.activation
     asked = make(meta_clip(replace(CONFIG, source="openai")), (NAME, {"activation": "native"}))
     assert asked.needs.activation == "native"
-
-
-def test_post_vcp_is_unscaled_attention() -> None:
-    """The cheap order of the products against plain multi-head attention, values and gradients."""
-    torch.manual_seed(0)
-    post = PostVCP(12, 24, heads=4).double()
-    text = F.normalize(torch.randn(3, 2, 12, dtype=torch.double), dim=-1)
-    patches = F.normalize(torch.randn(3, 35, 24, dtype=torch.double), dim=-1)
-
-    def split(x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (4, 6)).transpose(1, 2)
-
-    attended = F.scaled_dot_product_attention(
-        split(post.query(text)), split(post.key(patches)), split(post.value(patches)), scale=1.0
-    )
-    expected = F.normalize(post.out(attended.transpose(1, 2).flatten(2)), dim=-1)
-    got = post(text, patches)
-    torch.testing.assert_close(got, expected)
-    weights = torch.randn_like(got)
-    wanted = torch.autograd.grad((expected * weights).sum(), list(post.parameters()))
-    found = torch.autograd.grad((got * weights).sum(), list(post.parameters()))
-    torch.testing.assert_close(found, wanted)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..clip.layers import resolve_layers
 from ..clip.model import CLIP, DeepPrompts
 from ..errors import BadOption
+from ..parts.attention import PatchAttention
 from ..parts.losses import dice, focal
 from ..parts.maps import gaussian_blur, upsample_then_probability, upsample_then_softmax
 from ..parts.prompts import TextCache, fill, template
@@ -83,35 +84,6 @@ class PromptNorm(nn.LayerNorm):
         return super().forward(input.to(self.weight.dtype))
 
 
-class PostVCP(nn.Module):
-    """Text embeddings that attend to the patches of an image.
-
-    The projections of keys and values are applied on the side of the two queries: q.(W z + b) = (W' q).z +
-    q.b, and the weighted mean of W z + b is W (weighted mean of z) + b. That is the same function of 2 x
-    heads vectors in place of all patches, some forty times cheaper at the papers' size.
-    """
-
-    def __init__(self, embed_dim: int, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = max(h for h in range(1, heads + 1) if width % h == 0)
-        self.query = nn.Linear(embed_dim, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, text: Tensor, patches: Tensor) -> Tensor:
-        """text: (B, K, D), unit rows; patches: (B, N, W), unit rows. Returns (B, K, W), unit rows."""
-        query = self.query(text).unflatten(-1, (self.heads, -1))
-        key = self.key.weight.unflatten(0, (self.heads, -1))
-        value = self.value.weight.unflatten(0, (self.heads, -1))
-        constant = (query * self.key.bias.unflatten(0, (self.heads, -1))).sum(dim=-1, keepdim=True)
-        logits = torch.einsum("bkhc,hcw->bkhw", query, key)
-        logits = torch.einsum("bkhw,bnw->bkhn", logits, patches) + constant
-        context = torch.einsum("bkhn,bnw->bkhw", logits.softmax(dim=-1), patches)
-        mixed = torch.einsum("bkhw,hcw->bkhc", context, value).flatten(2) + self.value.bias
-        return F.normalize(self.out(mixed), dim=-1)
-
-
 @dataclass
 class Branches:
     """What both branches compute from B images.
@@ -167,7 +139,7 @@ class VCPCLIP(nn.Module):
         self.prompt_norm = PromptNorm(text.width, eps=1e-6)
         self.log_scale = nn.Parameter(torch.empty(()), requires_grad=not config.freeze_temperature)
         if config.post_vcp:
-            self.post = PostVCP(shape.embed_dim, shape.vision.width, config.heads)
+            self.post = PatchAttention(shape.embed_dim, shape.vision.width, config.heads)
             self.post_log_scale = nn.Parameter(torch.empty(()), requires_grad=not config.freeze_temperature)
         self.templates = [template(clip, p, config.category_tokens, "") for p in PROMPTS]
         self._cache = TextCache()
