@@ -128,10 +128,10 @@ def _decode(image: Image.Image, max_pixels: int) -> np.ndarray:
     _check_size(*image.size, max_pixels)
     png = image.format == "PNG"
     image.load()
-    try:
-        image = ImageOps.exif_transpose(image)
-    except Exception:  # a malformed EXIF block says nothing about the pixels: they are taken as stored
-        image = image.copy()
+    # A malformed EXIF block says nothing about the pixels: they are taken as stored.
+    with contextlib.suppress(Exception):
+        if image.getexif().get(ORIENTATION, 1) != 1:  # asked first, since turning by nothing still copies
+            image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or (image.mode == "I" and png):
         return _grey_to_rgb(_to_uint8(np.asarray(image).astype(np.uint16)))
     if image.mode in ("I", "F"):

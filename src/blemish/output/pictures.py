@@ -104,8 +104,8 @@ def overlay(
         image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
         anomaly_map = np.asarray(Image.fromarray(anomaly_map).resize(size, Image.Resampling.BOX))
         if mask is not None:
-            shares = Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BOX)
-            mask = np.asarray(shares) > 0
+            tops, lefts = (np.arange(n) * full // n for n, full in ((size[1], height), (size[0], width)))
+            mask = np.logical_or.reduceat(np.logical_or.reduceat(mask, tops, axis=0), lefts, axis=1)
     unit = _unit(anomaly_map, map_range)
     blend = (STRONGEST_BLEND * unit**0.75)[:, :, None]
     # Low values are dark colours: as a tint they would only dirty the photo, so they fade in softly.
