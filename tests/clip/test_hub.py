@@ -147,6 +147,23 @@ def fill_cache(cache: Path, repository: str, files: Path) -> None:
         (snapshot / file.name).symlink_to(Path("../../blobs") / blob.name)
 
 
+def test_registry() -> None:
+    assert list(BACKBONES)[:6] == [
+        "tiny",
+        "ViT-L-14-336",
+        "ViT-L-14",
+        "ViT-B-16",
+        "ViT-B-32",
+        "ViT-B-16-plus-240",
+    ]
+    large = BACKBONES["ViT-L-14-336"].config
+    assert large == CLIPConfig(name="ViT-L-14-336")
+    plus = BACKBONES["ViT-B-16-plus-240"].config
+    assert plus is not None
+    assert (plus.vision.heads, plus.text.heads, plus.vision.grid) == (14, 10, 15)
+    assert (plus.activation, plus.source, plus.embed_dim) == ("gelu", "laion400m", 640)
+
+
 def test_named_backbone_is_fetched_once_then_cached(
     fake_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
