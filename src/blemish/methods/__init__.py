@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 METHODS = {
     "anomaly_clip": "blemish.methods.anomaly_clip:AnomalyCLIP",
     "vcp_clip": "blemish.methods.vcp_clip:VCPCLIP",
+    "vcp_clip_plus": "blemish.methods.vcp_clip_plus:VCPCLIPPlus",
+    "vip2_clip": "blemish.methods.vip2_clip:ViP2CLIP",
 }
 
 

@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..clip.layers import resolve_layers
-from ..clip.model import CLIP, DeepPrompts
+from ..clip.model import CLIP
 from ..errors import BadOption
 from ..parts.attention import PatchAttention
+from ..parts.deep_text import PromptNorm, deep_text_features
 from ..parts.losses import dice, focal
 from ..parts.maps import gaussian_blur, upsample_then_probability, upsample_then_softmax
-from ..parts.prompts import TextCache, fill, template
+from ..parts.prompts import TextCache, template
 from ..parts.scores import cosine_logits, maximum, top_k_mean
 from ..types import POSITION_RESIZES, FeatureSpec, ImageFeatures, Prediction, Target
 from . import check_options, option
@@ -74,14 +75,6 @@ class VCPCLIPConfig:
         for name, value, end in (("alpha", self.alpha, "1"), ("dropout", self.dropout, "1")):
             if not 0 <= value <= 1:
                 raise BadOption(f"option {name} is {value}; expected a number from 0 to {end}")
-
-
-class PromptNorm(nn.LayerNorm):
-    """The trainable norm before `ln_final`; computes in its own precision whatever the tower's is."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(..., W) -> (..., W)."""
-        return super().forward(input.to(self.weight.dtype))
 
 
 @dataclass
@@ -196,23 +189,16 @@ class VCPCLIP(nn.Module):
     def text_features(self, category: Tensor, trace: dict[str, Tensor] | None = None) -> Tensor:
         """Unit text features (B, 2, D), normal first, from category tokens (B, r, D)."""
         vectors = category if self.class_adapter is None else self.class_adapter(category)
-        length = max(len(t.ids) for t in self.templates)
-        prompts = torch.stack([fill(self.clip, t, vectors, length) for t in self.templates], dim=1)
-        prompts = prompts.flatten(0, 1)
-        eot = torch.tensor([t.eot for t in self.templates], device=prompts.device).repeat(len(category))
-        deep = self.deep_projection(self.deep_prompts)
-        if self.training and self.config.dropout:
-            # Drawn separately for every image, state and block.
-            deep = F.dropout(deep[:, None].expand(-1, len(prompts), -1, -1), self.config.dropout)
-        features = self.clip.encode_embeddings(
-            prompts,
-            eot,
-            deep=DeepPrompts(list(deep), insert=True),
-            final_norm=self.prompt_norm,
-            activation=self.activation,
-            trace=trace,
+        return deep_text_features(
+            self.clip,
+            self.templates,
+            vectors,
+            self.deep_projection(self.deep_prompts),
+            self.prompt_norm,
+            self.config.dropout if self.training else 0.0,
+            self.activation,
+            trace,
         )
-        return F.normalize(features.float(), dim=-1).unflatten(0, (-1, 2))
 
     def branches(self, features: ImageFeatures) -> Branches:
         """Everything up to the logits on the patch grid."""
