@@ -263,7 +263,7 @@ def step_losses(clip: CLIP, item: tuple[Any, ...], rng: np.random.Generator) -> 
         bce = F.binary_cross_entropy_with_logits(logits, goal, pos_weight=logits.new_tensor(2.0))
         terms[f"{stream}{index}"] = weight * bce
     if len(kinds) > 1:
-        terms["kind"] = 0.1 * kind_loss(F.normalize(final[:, 1:], dim=-1), target, defects, kinds, kind_text)
+        terms["kind"] = 0.2 * kind_loss(F.normalize(final[:, 1:], dim=-1), target, defects, kinds, kind_text)
     return terms
 
 
@@ -275,7 +275,7 @@ def caption_loss(image: Tensor, text: Tensor, texts: list[str], scale: Tensor) -
     goal = torch.maximum(same[:count], same[count:])
     by_image = -(goal / goal.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
     by_text = -(goal / goal.sum(0, keepdim=True) * logits.log_softmax(0)).sum(0).mean()
-    return 0.15 * (by_image + by_text) / 2
+    return 0.3 * (by_image + by_text) / 2
 
 
 def kind_loss(
