@@ -1,8 +1,8 @@
 """The authors' own checkpoint files: recognised by content, read, and written.
 
 AnomalyCLIP's `epoch_15.pth` holds one dictionary `prompt_learner`; VCP-CLIP's `train_visa.pth` holds three
-dictionaries and six tensors. Both belong to ViT-L/14 at 336 pixels; files of other sizes are read all the
-same, when the backbone fits.
+dictionaries and six tensors; ViP2-CLIP's `visa_train_epoch_10.pth` is described in `official_vip2`. All
+belong to ViT-L/14 at 336 pixels; files of other sizes are read all the same, when the backbone fits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from torch import Tensor
 from ..clip.model import CLIP
 from ..errors import BadCheckpoint, BadOption, OutputError
 from ..parts.prompts import tokenizer_of
-from . import build
+from . import build, official_vip2
 from .anomaly_clip import AnomalyCLIP
 from .vcp_clip import VCPCLIP
+from .vip2_clip import ViP2CLIP
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 UNUSED_WIDTH = 896
 VCP_GROUPS = ("trainable_linearlayer", "New_Lan_Embed", "Zero_try")
 VCP_UNUSED = "prompt_text_projection"
-BUFFERS = ("token_prefix_pos", "token_prefix_neg", "token_suffix_pos", "token_suffix_neg")
+BUFFERS = ("token_prefix_pos", "token_prefix_neg", "token_middle_neg", "token_suffix_pos", "token_suffix_neg")
 
 Flat = dict[str, Tensor]
 
@@ -43,7 +44,7 @@ class OfficialInfo:
 
     method: registry name. backbone: the named backbone of these widths, empty when there is none. text_width,
     vision_width: widths of the towers it needs; None where the file does not depend on it. options: those of
-    the method that the shapes tell. values: numbers in the file.
+    the method that the shapes tell. values: numbers in the file. defaults: options that its content suggests.
     """
 
     method: str
@@ -52,6 +53,7 @@ class OfficialInfo:
     vision_width: int | None
     options: dict[str, Any]
     values: int
+    defaults: dict[str, Any] = field(default_factory=dict)
 
 
 def recognise(source: Path | str | Mapping[str, Any]) -> OfficialInfo | None:
@@ -67,6 +69,9 @@ def recognise(source: Path | str | Mapping[str, Any]) -> OfficialInfo | None:
         return None
     if isinstance(content.get("prompt_learner"), Mapping) and "cls_ctx" not in flat:
         return _anomaly_info(flat)
+    if (options := official_vip2.shapes_tell(flat)) is not None:
+        width, words = int(flat["cls_ctx"].shape[-1]), official_vip2.words_tell(flat)
+        return OfficialInfo("vip2_clip", _named(width), width, None, options, _values(flat), words)
     if {"model", "alpha"}.isdisjoint(content):
         return _vcp_info(flat)
     return None
@@ -118,7 +123,7 @@ def read_official(path: Path | str, clip: CLIP, method: str | None = None, **opt
     info = recognise(content) if content is not None else None
     if content is None or info is None:
         raise BadCheckpoint(
-            f"{path} is no authors' checkpoint of anomaly_clip or vcp_clip; see `blemish info {path}`"
+            f"{path} is no authors' checkpoint of a method known here; see `blemish info {path}`"
         )
     if method is not None and method != info.method:
         raise BadCheckpoint(f"{path} holds {info.method}, not {method}; pass --method {info.method}")
@@ -126,12 +131,12 @@ def read_official(path: Path | str, clip: CLIP, method: str | None = None, **opt
     for key in options.keys() & info.options.keys():
         if options[key] != info.options[key]:
             raise BadOption(f"option {key} is {options[key]!r}, but {path} was made with {info.options[key]}")
-    made = build(info.method, clip, **(options | info.options))
+    made = build(info.method, clip, **(info.defaults | options | info.options))
     try:
         from_official(made, content)
     except BadCheckpoint as error:
         raise BadCheckpoint(f"{path}: {error}") from error
-    if isinstance(made, AnomalyCLIP):
+    if isinstance(made, AnomalyCLIP | ViP2CLIP):
         _compare_words(path, made, flatten(content))
     return made.eval()
 
@@ -166,6 +171,8 @@ def to_official(method: Any) -> dict[str, Any]:
     """
     if isinstance(method, AnomalyCLIP):
         return {"prompt_learner": _cpu(_anomaly_learned(method) | _anomaly_extra(method))}
+    if isinstance(method, ViP2CLIP):
+        return {group: _cpu(tensors) for group, tensors in official_vip2.content(method).items()}
     if isinstance(method, VCPCLIP):
         width = method.clip.config.text.width
         flat = _cpu(_vcp_learned(method) | {VCP_UNUSED: torch.zeros(width, width)})
@@ -218,11 +225,11 @@ def _is_script(path: Path) -> bool:
 
 
 def flatten(content: Mapping[str, Any]) -> Flat:
-    """The tensors of an authors' file under dotted names; AnomalyCLIP's only group leaves no prefix."""
+    """The tensors of an authors' file under dotted names; the group `prompt_learner` leaves no prefix."""
     flat: Flat = {}
     for name, value in content.items():
         if isinstance(value, Tensor):
-            flat[name] = value.detach()
+            flat[name.removeprefix("prompt_learner.")] = value.detach()
         elif isinstance(value, Mapping):
             prefix = "" if name == "prompt_learner" else f"{name}."
             flat |= {f"{prefix}{k}": v.detach() for k, v in value.items() if isinstance(v, Tensor)}
@@ -250,10 +257,15 @@ def _check_backbone(path: Path, info: OfficialInfo, clip: CLIP) -> None:
 
 def _learned(method: Any) -> Flat:
     """Learned parts in the names and shapes of the authors' file."""
+    if isinstance(method, ViP2CLIP):
+        return official_vip2.learned(method)
     return _anomaly_learned(method) if isinstance(method, AnomalyCLIP) else _vcp_learned(method)
 
 
 def _assign(method: Any, flat: Flat) -> None:
+    if isinstance(method, ViP2CLIP):
+        official_vip2.assign(method, flat)
+        return
     if isinstance(method, AnomalyCLIP):
         deep = [flat[f"compound_prompts_text.{i}"] for i in range(len(method.deep_tokens))]
         method.words.copy_(torch.cat([flat["ctx_pos"][0], flat["ctx_neg"][0]]))
@@ -294,13 +306,13 @@ def _anomaly_extra(method: AnomalyCLIP) -> Flat:
     return extra
 
 
-def _compare_words(path: Path, method: AnomalyCLIP, flat: Flat) -> None:
+def _compare_words(path: Path, method: AnomalyCLIP | ViP2CLIP, flat: Flat) -> None:
     """Warn when the file's copies of the backbone's word embeddings differ from this backbone's."""
-    ours = _anomaly_extra(method)
+    ours = _anomaly_extra(method) if isinstance(method, AnomalyCLIP) else official_vip2.buffers(method)
     for name in BUFFERS:
-        if name not in flat:
+        if name not in flat or name not in ours:
             continue
-        mine, theirs = ours[name].float().cpu(), flat[name].float()
+        mine, theirs = ours[name].detach().float().cpu().flatten(), flat[name].float().flatten()
         # Half precision weights differ by their rounding alone, far less than two backbones do.
         if mine.shape != theirs.shape or (mine - theirs).norm() > 0.02 * theirs.norm():
             log.warning(
