@@ -63,7 +63,7 @@ def test_json_lines_on_standard_output(
     status = main(["predict", *paths, missing, "-o", str(out), "--checkpoint", checkpoint, "--json", "-q"])
     shown = capfd.readouterr()
     records = [json.loads(line) for line in shown.out.splitlines()]
-    assert status == 1 and shown.err == ""
+    assert status == 1 and shown.err.splitlines() == [f"failed: {missing}: {records[3]['error']}"]
     assert records == lines(out) and [r["path"] for r in records] == [*paths, missing]
 
 
@@ -235,6 +235,16 @@ def test_interrupted_from_outside(kind: int, checkpoint: str, draw: Make, out: P
     assert [Path(r["path"]).name for r in lines(out)] == [f"{i:03}.png" for i in range(400)]
 
 
+def test_a_reader_that_goes_away(checkpoint: str, draw: Make, out: Path) -> None:
+    paths = [str(draw(f"{i}.png")) for i in range(3)]
+    command = [sys.executable, "-m", "blemish", "predict", *paths, "-o", str(out), "--checkpoint", checkpoint]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([*command, "--json"], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert done.returncode == 2 and done.stderr == ""
+
+
 def test_info(
     checkpoint: str, small_backbone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -256,6 +266,14 @@ def test_list(capfd: pytest.CaptureFixture[str]) -> None:
     assert "sigma = 4.0" in capfd.readouterr().out
     assert main(["list", "backbones", "--json"]) == 0
     assert [row["name"] for row in json.loads(capfd.readouterr().out)["backbones"]] == [*blemish.backbones()]
+
+
+def test_list_of_embedded_checkpoints(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("blemish.catalogue.EMBEDDED", Path(checkpoint).parent)
+    assert main(["list", "checkpoints"]) == 0
+    assert "anomaly_clip" in capfd.readouterr().out
 
 
 def test_doctor(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

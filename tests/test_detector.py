@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import blemish
+from blemish import loading
 from blemish.clip.config import CLIPConfig
 from blemish.clip.weights import load_clip
 from blemish.data.transforms import preprocess
@@ -248,6 +249,37 @@ def test_method_and_backbone_come_from_the_checkpoint(small_backbone: Path, smal
     assert (setup.method, setup.backbone) == ("vcp_clip", str(small_backbone))
     assert setup.backbone_fingerprint == load_clip(small_backbone).fingerprint
     assert len(setup.checkpoint_sha256) == 64 and setup.auxiliary == "drawn"
+
+
+def test_saved_detector_is_the_same(small_checkpoint: Make, draw: Make, tmp_path: Path) -> None:
+    first = blemish.load(checkpoint=small_checkpoint("vcp_clip"), threshold=0.75, image_size=40, sigma=1.0)
+    first.save(tmp_path / "own.safetensors", notes="kept")
+    second = blemish.load(checkpoint=tmp_path / "own.safetensors")
+    assert (second.setup.threshold, second.setup.image_size) == (0.75, 40)
+    assert second.method.config == first.method.config
+    path = draw("a.png")
+    assert second.predict(path).score == pytest.approx(first.predict(path).score, abs=1e-6)
+
+
+def test_embedded_checkpoints_are_the_default(
+    small_backbone: Path, small_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in METHODS:
+        small_checkpoint(name, backbone="tiny").rename(tmp_path / f"{name}.safetensors")
+    real = loading._load_backbone
+    monkeypatch.setattr(loading, "EMBEDDED", tmp_path)
+    monkeypatch.setattr(loading, "_load_backbone", lambda base, *rest: real(str(small_backbone), *rest))
+    assert blemish.load().setup.method == "anomaly_clip"
+    setup = blemish.load("vcp_clip").setup
+    assert (setup.method, setup.backbone, setup.checkpoint) == ("vcp_clip", "tiny", "vcp_clip.safetensors")
+
+
+def test_training_free_methods_need_no_checkpoint(
+    small_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_learns", lambda name: False)
+    setup = blemish.load("vcp_clip", backbone=small_backbone).setup
+    assert (setup.checkpoint, setup.checkpoint_sha256, setup.threshold) == ("", "", None)
 
 
 @pytest.mark.parametrize("name", METHODS)

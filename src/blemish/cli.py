@@ -242,13 +242,10 @@ def _summarise(summary: RunSummary) -> None:
 
 
 @contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[int, int, str | None], None] | None]:
+def _progress(quiet: bool) -> Iterator[Callable[[int, int, str | None], None]]:
     """A function (done, total, error) that shows progress on a terminal, and errors anywhere."""
-    if not sys.stderr.isatty():
-        yield None if quiet else lambda done, total, error: _say(f"failed: {error}") if error else None
-        return
-    if quiet:
-        yield None
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total, error: _say(f"failed: {error}") if error else None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -361,7 +358,9 @@ def _errors(verbose: bool) -> Iterator[None]:
     except BlemishError as error:
         _fail(f"error: {error}", verbose)
     except BrokenPipeError:
-        raise
+        # The reader of our output has gone; nothing may be flushed to it at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise _Failed from None
     except Exception as error:
         first = (str(error) or "no message").splitlines()[0]
         _fail(
@@ -386,10 +385,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         _say("interrupted")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone; nothing may be flushed to it at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_NOTHING_DONE
     except Exception as error:
         # Usage errors of typer's parser; its exception classes have moved between packages.
         if not hasattr(error, "format_message"):

@@ -48,7 +48,7 @@ class Source:
 
 def load(
     method: str | None = None,
-    backbone: str | None = None,
+    backbone: str | Path | None = None,
     checkpoint: str | Path | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -79,6 +79,7 @@ def load(
         torch.set_num_threads(threads)
     place = resolve_device(device)
     _check_method(method)
+    backbone = None if backbone is None else str(backbone)
     source = _find(method, backbone, checkpoint)
     name = source.method if source else method or DEFAULT_METHOD
     own = _own_options(name, options)

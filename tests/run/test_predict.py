@@ -223,6 +223,15 @@ def test_impossible_output(detector: Detector, draw: Make, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
+def test_a_path_of_the_backbone_stays_private(
+    small_backbone: Path, small_checkpoint: Make, draw: Make, tmp_path: Path
+) -> None:
+    detector = blemish.load(backbone=small_backbone, checkpoint=small_checkpoint())
+    predict(detector, draw("1.png"), tmp_path / "out")
+    info = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert info["backbone"] == small_backbone.name
+
+
 def test_masks_need_a_threshold(small_checkpoint: Make, draw: Make, tmp_path: Path) -> None:
     bare = blemish.load(checkpoint=small_checkpoint(pixel_threshold=None))
     with pytest.raises(BadOption, match="--pixel-threshold"):
