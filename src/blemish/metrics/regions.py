@@ -1,0 +1,127 @@
+"""Regions of masks and AUPRO, the area under their mean overlap against the false positive rate.
+
+PRO is a true positive rate in which each anomalous pixel weighs 1 / area of its region. So a mask is
+labelled once, when it arrives, and afterwards only the weights matter.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import ndimage
+
+from blemish.errors import BadImage
+from blemish.metrics.ranking import Groups, Value, undefined
+
+STRUCTURES = {4: ndimage.generate_binary_structure(2, 1), 8: ndimage.generate_binary_structure(2, 2)}
+STEPS = 200  # thresholds of the AnomalyCLIP protocol
+TOO_FEW = "fewer than two false positive rates below the limit"
+
+
+def as_mask(mask: np.ndarray, name: str) -> np.ndarray:
+    """bool (H, W) from a mask of booleans, integers (non-zero = anomalous) or floats (> 0.5 = anomalous).
+
+    Raises BadImage for other types, other shapes and floats that are not finite.
+    """
+    mask = np.asarray(mask)
+    if mask.ndim != 2:
+        raise BadImage(f"mask of {name} has shape {mask.shape}; expected (H, W)")
+    if mask.dtype == bool:
+        return mask
+    if mask.dtype.kind in "iu":
+        return mask != 0
+    if mask.dtype.kind != "f":
+        raise BadImage(f"mask of {name} has type {mask.dtype}; expected booleans, integers or floats")
+    if not np.isfinite(mask).all():
+        raise BadImage(f"mask of {name} holds NaN or infinity; expected 0 and 1")
+    return mask > 0.5
+
+
+def region_areas(mask: np.ndarray, connectivity: int) -> tuple[np.ndarray, int]:
+    """Area of the connected region of every anomalous pixel, and how many regions there are.
+
+    mask: bool (H, W). connectivity: 4 or 8. Returns int64 (anomalous pixels,) in the order of `map[mask]`.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return np.empty(0, dtype=np.int64), 0
+    box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    labels, count = ndimage.label(box, structure=STRUCTURES[connectivity])
+    regions = labels[box]
+    return np.bincount(regions)[regions], int(count)
+
+
+@dataclass
+class ProArea:
+    """Area under the PRO curve up to a false positive rate: one vertex per distinct score, straight between.
+
+    negatives: normal pixels in all. regions: number of regions. limit: false positive rate in (0, 1].
+    """
+
+    negatives: int
+    regions: int
+    limit: float
+    _parts: list[float] = field(default_factory=list)
+    _false: float = 0.0
+    _overlap: float = 0.0
+
+    def add(self, groups: Groups) -> None:
+        """Take the next lower groups."""
+        stop = self.limit * self.negatives
+        start, end = np.minimum(groups.false_above, stop), np.minimum(groups.false, stop)
+        before = groups.overlap - groups.weights
+        flat = start - np.concatenate([[min(self._false, stop)], end[:-1]])
+        # Inside a tie the curve is straight; a tie across the limit is cut there.
+        share = (end - start) / np.maximum(groups.false - groups.false_above, 1)
+        self._parts.append(float(np.dot(flat, before)))
+        self._parts.append(float(np.dot(end - start, before + share * groups.weights / 2)))
+        self._false, self._overlap = float(groups.false[-1]), float(groups.overlap[-1])
+
+    def value(self) -> float:
+        """The area divided by the limit."""
+        stop = self.limit * self.negatives
+        rest = (stop - min(self._false, stop)) * self._overlap
+        return math.fsum([*self._parts, rest]) / (stop * self.regions)
+
+
+def sampled_thresholds(low: float, high: float) -> np.ndarray:
+    """The 200 thresholds of the AnomalyCLIP protocol, float64, falling, from below `high` down to `low`."""
+    return (low + np.arange(STEPS) * ((high - low) / STEPS))[::-1]
+
+
+def round_down(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Largest numbers of `dtype` not above `values`: for scores of that type `s > t` stays the same."""
+    rounded = values.astype(dtype)
+    over = rounded.astype(np.float64) > values
+    return np.where(over, np.nextafter(rounded, dtype.type(-np.inf)), rounded)
+
+
+@dataclass
+class OverlapAbove:
+    """Running region overlap above given thresholds. thresholds: (K,) falling, of the scores' own type."""
+
+    thresholds: np.ndarray
+    overlap: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.overlap = np.zeros(len(self.thresholds))
+
+    def add(self, groups: Groups) -> None:
+        """Take the next lower groups."""
+        above = np.searchsorted(-groups.score, -self.thresholds, side="left")
+        reached = above > 0
+        self.overlap[reached] = groups.overlap[above[reached] - 1]
+
+
+def sampled_area(fpr: np.ndarray, pro: np.ndarray, limit: float) -> Value:
+    """AUPRO of the AnomalyCLIP protocol from its sampled curve; rising `fpr`, (K,) both.
+
+    Points with fpr < limit are kept and their rates stretched to [0, 1]; no corner is added.
+    """
+    kept = fpr < limit
+    x, y = fpr[kept], pro[kept]
+    if x.size < 2 or x[-1] == x[0]:
+        return undefined(TOO_FEW)
+    return Value(float(np.dot(np.diff(x), y[1:] + y[:-1]) / 2 / (x[-1] - x[0])))
