@@ -78,21 +78,25 @@ def assign(method: ViP2CLIP, flat: Flat) -> None:
 
 
 def buffers(method: ViP2CLIP) -> Flat:
-    """The rest of `prompt_learner`: fixed words and token ids, which follow from the backbone."""
+    """The rest of `prompt_learner`: fixed words and token ids, which follow from the backbone.
+
+    Under `legacy_state_word` the words are wrong but the ids are not, as in the published program.
+    """
     static, dynamic = method.config.n_static, method.config.n_dynamic
     length = method.clip.config.text.context_length
-    (filler,) = tokenizer_of(method.clip).encode("X")[:1]
+    tokenizer = tokenizer_of(method.clip)
+    (filler,) = tokenizer.encode("X")[:1]
     prompts = method.prompts(method.object_tokens[None], length)[0]
     extra: Flat = {}
-    for state, words, prompt, eot in zip(("pos", "neg"), prompts, method.templates, method.eot, strict=True):
-        state_word = list(prompt.ids[1 : prompt.start])
-        after = 1 + static + len(state_word)
+    for i, state in enumerate(("pos", "neg")):
+        words, after = prompts[i], static + method.templates[i].start
         extra[f"token_prefix_{state}"] = words[None, :1]
         extra[f"token_middle_{state}"] = words[None, 1 + static : after]
         extra[f"token_suffix_{state}"] = words[None, after + dynamic :]
-        ids = [prompt.ids[0], *[filler] * static, *state_word, *[filler] * dynamic, prompt.ids[-1]]
-        padded = torch.tensor(ids + [0] * (length - eot - 1), dtype=torch.int32)
-        extra[f"tokenized_prompts_{state}"] = padded[None]
+        word = tokenizer.encode(method.config.state_words[i])
+        ids = [tokenizer.sot, *[filler] * static, *word, *[filler] * dynamic, tokenizer.eot]
+        ids += [0] * (length - len(ids))
+        extra[f"tokenized_prompts_{state}"] = torch.tensor([ids], dtype=torch.int32)
     return extra
 
 
