@@ -1,8 +1,8 @@
 """The authors' own checkpoint files: recognised by content, read, and written.
 
-AnomalyCLIP's `epoch_15.pth` holds one dictionary `prompt_learner`; VCP-CLIP's `train_visa.pth` holds three
-dictionaries and six tensors; ViP2-CLIP's `visa_train_epoch_10.pth` is described in `official_vip2`. All
-belong to ViT-L/14 at 336 pixels; files of other sizes are read all the same, when the backbone fits.
+AnomalyCLIP's `epoch_15.pth` holds one dictionary `prompt_learner`; those of VCP-CLIP and VCP-CLIP+ are described
+in `official_vcp`, ViP2-CLIP's in `official_vip2`. All belong to ViT-L/14 at 336 pixels; files of other sizes
+are read all the same, when the backbone fits.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ from torch import Tensor
 from ..clip.model import CLIP
 from ..errors import BadCheckpoint, BadOption, OutputError
 from ..parts.prompts import tokenizer_of
-from . import build, official_vip2
+from . import build, official_vcp, official_vip2
 from .anomaly_clip import AnomalyCLIP
 from .vcp_clip import VCPCLIP
+from .vcp_clip_plus import VCPCLIPPlus
 from .vip2_clip import ViP2CLIP
 
 log = logging.getLogger(__name__)
 
 # Width of AnomalyCLIP's projections that its code creates, saves and never uses.
 UNUSED_WIDTH = 896
-VCP_GROUPS = ("trainable_linearlayer", "New_Lan_Embed", "Zero_try")
-VCP_UNUSED = "prompt_text_projection"
 BUFFERS = ("token_prefix_pos", "token_prefix_neg", "token_middle_neg", "token_suffix_pos", "token_suffix_neg")
 
 Flat = dict[str, Tensor]
@@ -65,15 +64,17 @@ def recognise(source: Path | str | Mapping[str, Any]) -> OfficialInfo | None:
     if content is None:
         return None
     flat = flatten(content)
-    if any(t.ndim == 0 for name, t in flat.items() if "prompt_temp" not in name):
+    if any(t.ndim == 0 and not official_vcp.is_scalar(name) for name, t in flat.items()):
         return None
     if isinstance(content.get("prompt_learner"), Mapping) and "cls_ctx" not in flat:
         return _anomaly_info(flat)
     if (options := official_vip2.shapes_tell(flat)) is not None:
         width, words = int(flat["cls_ctx"].shape[-1]), official_vip2.words_tell(flat)
         return OfficialInfo("vip2_clip", _named(width), width, None, options, _values(flat), words)
-    if {"model", "alpha"}.isdisjoint(content):
-        return _vcp_info(flat)
+    if (found := official_vcp.identify(flat)) is not None:
+        backbone = _named(found["text_width"], found["vision_width"])
+        own = {name: t for name, t in flat.items() if not name.startswith("model.")}
+        return OfficialInfo(**found, backbone=backbone, values=_values(own))
     return None
 
 
@@ -87,18 +88,6 @@ def _anomaly_info(flat: Flat) -> OfficialInfo | None:
         options["t_n_ctx"] = int(deep[0].shape[0])
     width = int(words.shape[-1])
     return OfficialInfo("anomaly_clip", _named(width), width, None, options, _values(flat))
-
-
-def _vcp_info(flat: Flat) -> OfficialInfo | None:
-    base, category = flat.get("trainable_linearlayer.fc.0.weight"), flat.get("New_Lan_Embed.prompt_query")
-    deep = flat.get("prompt_embeddings")
-    if base is None or category is None or base.ndim != 2 or category.ndim != 3:
-        return None
-    options = {"category_tokens": int(category.shape[1])}
-    if deep is not None and deep.ndim == 3:
-        options["deep_tokens"] = int(deep.shape[1])
-    width, vision = int(category.shape[-1]), int(base.shape[1])
-    return OfficialInfo("vcp_clip", _named(width, vision), width, vision, options, _values(flat))
 
 
 def _named(text_width: int, vision_width: int = 1024) -> str:
@@ -136,8 +125,7 @@ def read_official(path: Path | str, clip: CLIP, method: str | None = None, **opt
         from_official(made, content)
     except BadCheckpoint as error:
         raise BadCheckpoint(f"{path}: {error}") from error
-    if isinstance(made, AnomalyCLIP | ViP2CLIP):
-        _compare_words(path, made, flatten(content))
+    _compare_words(path, made, flatten(content))
     return made.eval()
 
 
@@ -173,17 +161,8 @@ def to_official(method: Any) -> dict[str, Any]:
         return {"prompt_learner": _cpu(_anomaly_learned(method) | _anomaly_extra(method))}
     if isinstance(method, ViP2CLIP):
         return {group: _cpu(tensors) for group, tensors in official_vip2.content(method).items()}
-    if isinstance(method, VCPCLIP):
-        width = method.clip.config.text.width
-        flat = _cpu(_vcp_learned(method) | {VCP_UNUSED: torch.zeros(width, width)})
-        nested: dict[str, Any] = {group: {} for group in VCP_GROUPS}
-        for name, tensor in flat.items():
-            group, _, rest = name.partition(".")
-            if group in nested:
-                nested[group][rest] = tensor
-            else:
-                nested[name] = tensor
-        return nested
+    if isinstance(method, VCPCLIP | VCPCLIPPlus):
+        return official_vcp.nest(_cpu(official_vcp.content(method)))
     raise BadOption(f"{type(method).__name__} has no authors' file format")
 
 
@@ -259,7 +238,7 @@ def _learned(method: Any) -> Flat:
     """Learned parts in the names and shapes of the authors' file."""
     if isinstance(method, ViP2CLIP):
         return official_vip2.learned(method)
-    return _anomaly_learned(method) if isinstance(method, AnomalyCLIP) else _vcp_learned(method)
+    return _anomaly_learned(method) if isinstance(method, AnomalyCLIP) else official_vcp.learned(method)
 
 
 def _assign(method: Any, flat: Flat) -> None:
@@ -272,10 +251,7 @@ def _assign(method: Any, flat: Flat) -> None:
         if deep:
             method.deep_tokens.copy_(torch.stack(deep))
         return
-    for ours, theirs in _vcp_names(method):
-        target = method.get_parameter(ours)
-        target.copy_(flat[theirs].reshape(target.shape))
-    method.deep_prompts.copy_(torch.cat([flat["prompt_embeddings"], flat["deep_prompt_embeddings"]]))
+    official_vcp.assign(method, flat)
 
 
 def _anomaly_learned(method: AnomalyCLIP) -> Flat:
@@ -306,13 +282,14 @@ def _anomaly_extra(method: AnomalyCLIP) -> Flat:
     return extra
 
 
-def _compare_words(path: Path, method: AnomalyCLIP | ViP2CLIP, flat: Flat) -> None:
+def _compare_words(path: Path, method: Any, flat: Flat) -> None:
     """Warn when the file's copies of the backbone's word embeddings differ from this backbone's."""
-    ours = _anomaly_extra(method) if isinstance(method, AnomalyCLIP) else official_vip2.buffers(method)
-    for name in BUFFERS:
+    ours = _words(method)
+    for name in (*BUFFERS, official_vcp.MODEL_WORDS):
         if name not in flat or name not in ours:
             continue
-        mine, theirs = ours[name].detach().float().cpu().flatten(), flat[name].float().flatten()
+        mine, theirs = (t.detach().float().cpu().flatten() for t in (ours[name], flat[name]))
+        theirs = theirs[: len(mine)]  # VCP-CLIP+ appends a word of its own
         # Half precision weights differ by their rounding alone, far less than two backbones do.
         if mine.shape != theirs.shape or (mine - theirs).norm() > 0.02 * theirs.norm():
             log.warning(
@@ -321,37 +298,10 @@ def _compare_words(path: Path, method: AnomalyCLIP | ViP2CLIP, flat: Flat) -> No
             return
 
 
-def _vcp_names(method: VCPCLIP) -> list[tuple[str, str]]:
-    """Our names and the authors', except the deep prompts."""
-    pairs = [("category", "New_Lan_Embed.prompt_query"), ("log_scale", "New_Lan_Embed.prompt_temp")]
-    pairs.append(("post_log_scale", "Zero_try.prompt_temp_l1"))
-    modules = [(f"linear.{i}", f"trainable_linearlayer.fc.{i}") for i in range(len(method.linear))]
-    modules += [
-        ("mini_net", "New_Lan_Embed.prompt_linear1.fc"),
-        ("post.query", "Zero_try.q_proj_pre"),
-        ("post.key", "Zero_try.k_proj_pre_1"),
-        ("post.value", "Zero_try.v_proj_pre_1"),
-        ("post.out", "Zero_try.proj_post_t"),
-        ("deep_projection", "prompt_proj"),
-        ("prompt_norm", "prompt_norm"),
-    ]
-    return pairs + [(f"{a}.{kind}", f"{b}.{kind}") for a, b in modules for kind in ("weight", "bias")]
-
-
-def _vcp_learned(method: VCPCLIP) -> Flat:
-    if method.mini_net is None or not method.config.post_vcp:
-        raise BadOption("the authors' files hold both branches of vcp_clip; mini_net and post_vcp must be on")
-    if method.class_adapter is not None:
-        raise BadOption("the authors' files need a backbone whose text width equals its joint width")
-    flat: Flat = {}
-    for ours, theirs in _vcp_names(method):
-        tensor: Tensor = method.get_parameter(ours)
-        if ours == "category":
-            tensor = tensor[None]
-        elif ours.startswith("post.") and ours.endswith(".weight"):
-            tensor = tensor[..., None]
-        flat[theirs] = tensor
-    return flat | {
-        "prompt_embeddings": method.deep_prompts[:1],
-        "deep_prompt_embeddings": method.deep_prompts[1:],
-    }
+def _words(method: Any) -> Flat:
+    """This backbone's word embeddings under the names of their copies in the authors' file."""
+    if isinstance(method, AnomalyCLIP):
+        return _anomaly_extra(method)
+    if isinstance(method, ViP2CLIP):
+        return official_vip2.buffers(method)
+    return {official_vcp.MODEL_WORDS: method.clip.token_embedding.weight}
