@@ -23,6 +23,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("anomaly_clip", {"stream_ffn": True, "stream_start": 2, "layer_reduction": "mean", "rounding": "off"}),
     ("vcp_clip", {"category_tokens": 3, "deep_tokens": 2, "layer_reduction": "sum", "top_k": 50}),
     ("vcp_clip", {"mini_net": False, "freeze_temperature": True, "activation": "gelu", "heads": 5}),
+    ("vip2_clip", {"utpa_mode": "per_layer", "top_k": 3, "patch_smoothing": "avg3", "global_ln_post": True}),
+    ("vip2_clip", {"use_vca": False, "use_fgp": False, "layers": (1, 3), "n_static": 2, "n_dynamic": 5}),
+    ("vip2_clip", {"legacy_state_word": True, "fgp_heads": 5, "use_utpa": False, "sigma": 0.0}),
 ]
 
 
