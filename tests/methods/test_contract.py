@@ -23,6 +23,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("anomaly_clip", {"stream_ffn": True, "stream_start": 2, "layer_reduction": "mean", "rounding": "off"}),
     ("vcp_clip", {"category_tokens": 3, "deep_tokens": 2, "layer_reduction": "sum", "top_k": 50}),
     ("vcp_clip", {"mini_net": False, "freeze_temperature": True, "activation": "gelu", "heads": 5}),
+    ("vcp_clip_plus", {"uniop_resoftmax": True, "temperature": "learnable", "image_score_source": "fused"}),
+    ("vcp_clip_plus", {"idp_tokens": 2, "deep_tokens": 2, "layer_reduction": "sum", "scale_top_k": True}),
     ("vip2_clip", {"utpa_mode": "per_layer", "top_k": 3, "patch_smoothing": "avg3", "global_ln_post": True}),
     ("vip2_clip", {"use_vca": False, "use_fgp": False, "layers": (1, 3), "n_static": 2, "n_dynamic": 5}),
     ("vip2_clip", {"legacy_state_word": True, "fgp_heads": 5, "use_utpa": False, "sigma": 0.0}),
@@ -101,7 +103,7 @@ def test_same_generator_same_start(clip: CLIP, variant) -> None:
 
 @each
 def test_loss_falls_and_reaches_every_parameter(clip: CLIP, variant) -> None:
-    method = make(clip, variant, **({"dropout": 0.0} if variant[0] == "vcp_clip" else {})).train()
+    method = make(clip, variant, **({"dropout": 0.0} if variant[0].startswith("vcp_clip") else {})).train()
     features, truth = encode(clip, method, 4), target(4)
     optimizer = torch.optim.Adam(method.parameter_groups(learning_rate=1e-3))
     totals = []

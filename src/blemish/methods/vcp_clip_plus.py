@@ -256,6 +256,7 @@ class VCPCLIPPlus(nn.Module):
         b = least + (1 - 2 * least) * self.beta.sigmoid()
         return b, 1 - b
 
+    @torch.no_grad()
     def learned_scalars(self) -> dict[str, float]:
         """What a training log should show: fusion weight w, focal weight b, both temperatures."""
         return {
