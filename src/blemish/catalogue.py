@@ -1,7 +1,8 @@
-"""What `blemish list` shows: rows of names with a few words about each."""
+"""What `blemish list` and `blemish info` show: rows of names with a few words, and flattened values."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from blemish.loading import EMBEDDED
@@ -46,6 +47,16 @@ def checkpoints() -> list[dict[str, Any]]:
             about = f"embedded, {meta.backbone}, trained on {meta.auxiliary or 'unnamed data'}"
             rows.append({"name": meta.method, "about": about, "file": path.name})
     return rows
+
+
+def flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of nested values; what is empty is left out."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{before}{key}.")
+        elif value not in (None, ""):
+            text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            yield f"{before}{key}", text
 
 
 def _first_line(kind: type) -> str:

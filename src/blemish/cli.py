@@ -299,25 +299,16 @@ def info(
 ) -> int:
     """Say what a file holds."""
     with _errors(verbose):
+        from blemish.catalogue import flat
         from blemish.checkpoint import describe
 
         found = describe(file)
         if as_json:
             typer.echo(json.dumps(found, indent=2, default=str))
         else:
-            for key, value in _flat(found):
+            for key, value in flat(found):
                 typer.echo(f"{key:<28}{value}")
         return EXIT_NOTHING_DONE if found["kind"] == "unknown" else EXIT_DONE
-
-
-def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, text) of nested values; what is empty is left out."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{key}.")
-        elif value not in (None, ""):
-            text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            yield f"{before}{key}", text
 
 
 @app.command()
@@ -331,7 +322,7 @@ def doctor(verbose: VerboseOption = False, as_json: JsonOption = False) -> int:
             typer.echo(json.dumps([vars(check) for check in checks], indent=2))
         else:
             for check in checks:
-                typer.echo(f"{'ok ' if check.ok else 'BAD'} {check.name:<24}{check.value}")
+                typer.echo(f"{'ok ' if check.ok else 'BAD'} {check.name:<28}{check.value}")
         return EXIT_DONE if all(check.ok for check in checks) else EXIT_SOME_FAILED
 
 
