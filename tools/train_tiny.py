@@ -97,8 +97,8 @@ class Phase:
 # constant rate on small pictures first, full size last, then a decay
 RECIPE = (
     Phase(16_000, 160, 48, 6e-4, 6e-4),
-    Phase(28_000, 224, 48, 6e-4, 4e-4),
-    Phase(36_000, 256, 48, 4e-4, 2e-6),
+    Phase(25_000, 224, 48, 6e-4, 4e-4),
+    Phase(31_000, 256, 48, 4e-4, 2e-6),
 )
 
 
