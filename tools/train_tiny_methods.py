@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import blemish
@@ -31,8 +32,11 @@ TINY = Path(__file__).parents[1] / "src/blemish/clip/tiny"
 OPTIONS: dict[str, dict[str, object]] = {
     "anomaly_clip": {},
     "vcp_clip": {"sigma": 4.0, "top_k": 300},
+    "vcp_clip_plus": {"sigma": 4.0, "top_k": 300},
+    "vip2_clip": {"sigma": 4.0},
 }
-RATES = {"anomaly_clip": 1.0, "vcp_clip": 5.0}
+# the VCP family's published rates are for a hundred times as many steps
+LEARNING_RATES = {"anomaly_clip": 1e-3, "vcp_clip": 1e-3, "vcp_clip_plus": 1e-3, "vip2_clip": 1e-3}
 
 
 @dataclasses.dataclass
@@ -42,8 +46,11 @@ class Auxiliary:
     features: list[ImageFeatures]
     masks: Tensor
 
-    def batch(self, rows: list[int]) -> tuple[ImageFeatures, Target]:
-        """The named pictures as one batch in float32."""
+    def batch(self, rows: list[int], half_size: bool = False) -> tuple[ImageFeatures, Target]:
+        """The named pictures as one batch in float32.
+
+        half_size: maps and masks at half the size, four times cheaper and as good on a grid of 20 patches.
+        """
         chosen = [self.features[i] for i in rows]
         tokens = {
             stream: tuple(
@@ -54,9 +61,12 @@ class Auxiliary:
         }
         cls = torch.cat([f.class_feature for f in chosen]).float()
         masks = self.masks[rows].float()
-        return ImageFeatures(cls, tokens, chosen[0].grid, chosen[0].image_size), Target(
-            label=masks.flatten(1).any(1).long(), mask=masks
-        )
+        label = masks.flatten(1).any(1).long()
+        size = chosen[0].image_size
+        if half_size:
+            masks = (F.avg_pool2d(masks[:, None], 2)[:, 0] >= 0.5).float()
+            size = (size[0] // 2, size[1] // 2)
+        return ImageFeatures(cls, tokens, chosen[0].grid, size), Target(label=label, mask=masks)
 
 
 def auxiliary(clip: CLIP, spec: FeatureSpec, count: int, size: int, seed: int) -> Auxiliary:
@@ -91,10 +101,7 @@ def train(name: str, pictures: int, epochs: int, size: int, seed: int = 111) -> 
     started = time.time()
     data = auxiliary(clip, method.needs, pictures, size, seed)
     print(f"{name}: {pictures} pictures encoded in {time.time() - started:.0f} s", flush=True)
-    groups = method.parameter_groups()
-    for group in groups:
-        group["lr"] *= RATES[name]
-    optimiser = torch.optim.Adam(groups, betas=(0.5, 0.999))
+    optimiser = torch.optim.Adam(method.parameter_groups(LEARNING_RATES[name]))
     start_rates = [group["lr"] for group in optimiser.param_groups]
     rng = np.random.default_rng(seed)
     method.train()
@@ -105,14 +112,14 @@ def train(name: str, pictures: int, epochs: int, size: int, seed: int = 111) -> 
             progress = (epoch + i / pictures) / epochs
             for group, rate in zip(optimiser.param_groups, start_rates, strict=True):
                 group["lr"] = rate * min(1.0, 4 * (1 - progress))
-            features, target = data.batch(order[i : i + 8])
+            features, target = data.batch(order[i : i + 8], half_size=True)
             terms = method.loss(features, target)
             optimiser.zero_grad()
             torch.stack(list(terms.values())).sum().backward()
             optimiser.step()
             steps += 1
             for key, value in terms.items():
-                total[key] = total.get(key, 0.0) + float(value)
+                total[key] = total.get(key, 0.0) + float(value.detach())
         print(
             f"{name} epoch {epoch + 1}: {sum(total.values()) / steps:.4f}, {time.time() - started:.0f} s",
             flush=True,
