@@ -27,6 +27,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("vcp_clip_plus", {"idp_tokens": 2, "deep_tokens": 2, "layer_reduction": "sum", "scale_top_k": True}),
     ("vip2_clip", {"utpa_mode": "per_layer", "top_k": 3, "patch_smoothing": "avg3", "global_ln_post": True}),
     ("vip2_clip", {"use_vca": False, "use_fgp": False, "layers": (1, 3), "n_static": 2, "n_dynamic": 5}),
+    ("gen_clip", {"mvp_pool": "patch", "mvp_norm": "layernorm", "deep_mode": "overwrite", "n_query": 3}),
+    ("gen_clip", {"deep_proj": True, "dropout": 0.0, "deep_depth": 2, "image_score": "max"}),
+    ("gen_clip", {"trailing_object": True, "trailing_period": True, "dice_both": True, "layers": (2, 1.0)}),
     ("vip2_clip", {"legacy_state_word": True, "fgp_heads": 5, "use_utpa": False, "sigma": 0.0}),
 ]
 

@@ -1,7 +1,9 @@
+import math
+
 import pytest
 import torch
 
-from blemish.parts.scores import cosine_logits, maximum, top_k_mean
+from blemish.parts.scores import confidence_weighted, cosine_logits, maximum, top_k_mean
 
 
 def test_top_k_mean_takes_the_largest() -> None:
@@ -32,3 +34,20 @@ def test_cosine_logits_with_texts_per_image() -> None:
     features, texts = torch.randn(2, 5, 7), torch.randn(2, 3, 7)
     both = cosine_logits(features, texts)
     assert torch.allclose(both[1], cosine_logits(features[1], texts[1]), atol=1e-6)
+
+
+def test_confidence_by_hand() -> None:
+    maps = torch.tensor([[[3.0, 1.0], [0.0, 2.0]]])
+    e = [math.exp(v) for v in (3, 2, 1)]
+    weight = (sum(e[:2]) / 2) / (sum(e) / 3)
+    assert confidence_weighted(maps, 2, 3).item() == pytest.approx(weight * 2.5)
+
+
+def test_confidence_of_constant_and_large_maps() -> None:
+    flat = torch.full((2, 6, 6), 0.7)
+    torch.testing.assert_close(confidence_weighted(flat, 5, 25), torch.tensor([0.7, 0.7]))
+    maps = 4 * torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0))
+    shifted = confidence_weighted(maps + 100, 10, 50)
+    weight = confidence_weighted(maps, 10, 50) / top_k_mean(maps, 10)
+    assert torch.isfinite(shifted).all() and (weight >= 1).all() and (weight <= 5).all()
+    torch.testing.assert_close(shifted / top_k_mean(maps + 100, 10), weight, rtol=1e-4, atol=0)

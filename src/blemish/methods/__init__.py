@@ -19,6 +19,7 @@ METHODS = {
     "vcp_clip": "blemish.methods.vcp_clip:VCPCLIP",
     "vcp_clip_plus": "blemish.methods.vcp_clip_plus:VCPCLIPPlus",
     "vip2_clip": "blemish.methods.vip2_clip:ViP2CLIP",
+    "gen_clip": "blemish.methods.gen_clip:GenCLIP",
 }
 
 

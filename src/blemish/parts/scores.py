@@ -23,6 +23,20 @@ def maximum(anomaly_map: Tensor) -> Tensor:
     return anomaly_map.flatten(1).amax(dim=1)
 
 
+def confidence_weighted(anomaly_map: Tensor, n1: int, n2: int) -> Tensor:
+    """Mean of the n1 largest values, times how far they rise above the n2 largest (GenCLIP's image score).
+
+    The factor is the mean of exp(value) over the n1 largest, divided by that over the n2 largest: 1 for a
+    constant map, at most n2 / n1. It is no function of scale, so sums and means of layers rank differently.
+    anomaly_map: (B, H, W), any range. n1 <= n2: numbers of pixels, from 1 to H*W. Returns (B,), float32.
+    """
+    values = anomaly_map.flatten(1).float().topk(n2, dim=1).values
+    # The largest value is taken out of the exponent, which leaves the ratio as it is and cannot overflow.
+    rise = (values - values[:, :1]).exp()
+    weight = rise[:, :n1].mean(dim=1) / rise.mean(dim=1)
+    return weight * values[:, :n1].mean(dim=1)
+
+
 def cosine_logits(features: Tensor, text_features: Tensor) -> Tensor:
     """Cosine similarities of features with each class text, computed in float32.
 
