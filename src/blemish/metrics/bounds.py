@@ -108,7 +108,7 @@ class ProBound:
 
     def value(self) -> float:
         """Largest possible error of AUPRO."""
-        return math.fsum(self._parts) / (self.limit * self.negatives * self.regions)
+        return min(1.0, math.fsum(self._parts) / (self.limit * self.negatives * self.regions))
 
 
 def sampled_area_bounded(fprs: np.ndarray, pros: np.ndarray, limit: float) -> Value:

@@ -23,8 +23,12 @@ class Buffer:
     def __len__(self) -> int:
         return self._size
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"_array": self.view().copy(), "_size": self._size}
+    def __getstate__(self) -> dict[str, np.ndarray]:
+        return {"items": self.view()}
+
+    def __setstate__(self, state: dict[str, np.ndarray]) -> None:
+        self._array = state["items"].copy()  # an unpickled array does not own its memory and cannot grow
+        self._size = len(self._array)
 
     def view(self) -> np.ndarray:
         """The items so far; valid until the next `extend`."""

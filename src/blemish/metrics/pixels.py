@@ -20,7 +20,6 @@ from blemish.metrics.regions import (
     ProArea,
     as_mask,
     region_areas,
-    round_down,
     sampled_area,
     sampled_thresholds,
 )
@@ -87,6 +86,7 @@ class PixelMetrics:
         self.images = 0
         self.regions = 0
         self._least, self._largest = math.inf, -math.inf
+        self._dtype: np.dtype = np.dtype(np.float32)
         self._store: ExactStore | BinStore
         if self.options.mode == "exact":
             self._store = ExactStore()
@@ -115,6 +115,7 @@ class PixelMetrics:
             )
         areas, count = region_areas(truth, self.options.connectivity)
         self._store.add(scores, truth if count else None, areas)
+        self._dtype = np.promote_types(self._dtype, scores.dtype)
         self._least = min(self._least, float(scores.min()))
         self._largest = max(self._largest, float(scores.max()))
         self.images += 1
@@ -126,6 +127,7 @@ class PixelMetrics:
         if mine != theirs:
             raise BadOption(f"states gathered with {mine} and {theirs} cannot be merged; use equal options")
         self._store.merge(other._store)  # type: ignore[arg-type]  # equal modes, so equal kinds
+        self._dtype = np.promote_types(self._dtype, other._dtype)
         self._least = min(self._least, other._least)
         self._largest = max(self._largest, other._largest)
         self.images += other.images
@@ -166,10 +168,13 @@ class PixelMetrics:
         """ROC, precision-recall and PRO curves. Raises ValueError when one kind of pixel is missing."""
         return thinned_curve(self._store.groups(), *self.counts, self.regions, points)
 
+    def _thresholds(self) -> np.ndarray:
+        return sampled_thresholds(self._least, self._largest, self._dtype)
+
     def _exact(self, store: ExactStore, options: MetricOptions) -> dict[str, Value]:
         positives, negatives = self.counts
         ranking = Ranking(positives, negatives)
-        thresholds = round_down(sampled_thresholds(self._least, self._largest), store.dtype)
+        thresholds = self._thresholds()
         area = ProArea(negatives, self.regions, options.fpr_limit)
         above = OverlapAbove(thresholds)
         for groups in store.groups():
@@ -212,7 +217,7 @@ class PixelMetrics:
             if options.protocol == "exact":
                 aupro = Value(area.value(), bound=area_bound.value())
             else:
-                false, overlap = store.above(sampled_thresholds(self._least, self._largest))
+                false, overlap = store.above(self._thresholds())
                 aupro = sampled_area_bounded(false / negatives, overlap / self.regions, options.fpr_limit)
         f1 = between(bounds.low_f1, bounds.high_f1)
         seen = self._least, self._largest

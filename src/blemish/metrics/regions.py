@@ -86,16 +86,15 @@ class ProArea:
         return math.fsum([*self._parts, rest]) / (stop * self.regions)
 
 
-def sampled_thresholds(low: float, high: float) -> np.ndarray:
-    """The 200 thresholds of the AnomalyCLIP protocol, float64, falling, from below `high` down to `low`."""
-    return (low + np.arange(STEPS) * ((high - low) / STEPS))[::-1]
+def sampled_thresholds(low: float, high: float, dtype: np.dtype) -> np.ndarray:
+    """Thresholds of the AnomalyCLIP protocol, falling, from below `high` down to `low`; of type `dtype`.
 
-
-def round_down(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Largest numbers of `dtype` not above `values`: for scores of that type `s > t` stays the same."""
-    rounded = values.astype(dtype)
-    over = rounded.astype(np.float64) > values
-    return np.where(over, np.nextafter(rounded, dtype.type(-np.inf)), rounded)
+    The published program steps in the scores' own type, where rounding can add a 201st threshold; done in
+    the same way here, because at steps in the curve the last bit of a threshold shows in the fifth decimal.
+    """
+    first, last = dtype.type(low), dtype.type(high)
+    step = (last - first) / dtype.type(STEPS)
+    return np.arange(first, last, step, dtype=dtype)[::-1] if step > 0 else np.full(1, first)
 
 
 @dataclass

@@ -82,8 +82,6 @@ class BinStore:
     leaves nothing open.
     """
 
-    dtype = np.dtype(np.float64)
-
     def __init__(self, score_range: tuple[float, float]) -> None:
         self.scale = Scale(*score_range)
         self.positives = 0
