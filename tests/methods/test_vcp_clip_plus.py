@@ -52,8 +52,8 @@ def test_weights_at_the_start(clip: CLIP) -> None:
     assert scalars["fusion_weight"] == pytest.approx(0.6225, abs=1e-4)
     assert scalars["focal_weight"] == pytest.approx(0.6225, abs=1e-4)
     assert scalars["temperature"] == scalars["post_temperature"] == pytest.approx(0.07)
-    assert sum(float(w) for w in method.loss_weights()) == pytest.approx(1)
-    assert float(make(clip, (NAME, {"uniop_init_logit": math.log(3)})).fusion_weight()) == pytest.approx(0.75)
+    assert sum(w.item() for w in method.loss_weights()) == pytest.approx(1)
+    assert make(clip, (NAME, {"uniop_init_logit": math.log(3)})).fusion_weight().item() == pytest.approx(0.75)
     assert make(clip, (NAME, {"uniop": False})).fusion_weight() == 0.75
     assert make(clip, (NAME, {"loreb": False})).loss_weights() == (1.0, 1.0)
 
