@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import time
 from pathlib import Path
 
@@ -33,10 +34,17 @@ OPTIONS: dict[str, dict[str, object]] = {
     "anomaly_clip": {},
     "vcp_clip": {"sigma": 4.0, "top_k": 300},
     "vcp_clip_plus": {"sigma": 4.0, "top_k": 300},
-    "vip2_clip": {"sigma": 4.0},
+    "vip2_clip": {"sigma": 4.0, "top_k": 15},
+    "gen_clip": {"sigma": 4.5},
 }
 # the VCP family's published rates are for a hundred times as many steps
-LEARNING_RATES = {"anomaly_clip": 1e-3, "vcp_clip": 1e-3, "vcp_clip_plus": 1e-3, "vip2_clip": 1e-3}
+LEARNING_RATES = {
+    "anomaly_clip": 1e-3,
+    "vcp_clip": 1e-3,
+    "vcp_clip_plus": 1e-3,
+    "vip2_clip": 1e-3,
+    "gen_clip": 1e-3,
+}
 
 
 @dataclasses.dataclass
@@ -45,6 +53,7 @@ class Auxiliary:
 
     features: list[ImageFeatures]
     masks: Tensor
+    names: list[str]
 
     def batch(self, rows: list[int], half_size: bool = False) -> tuple[ImageFeatures, Target]:
         """The named pictures as one batch in float32.
@@ -69,10 +78,11 @@ class Auxiliary:
         return ImageFeatures(cls, tokens, chosen[0].grid, size), Target(label=label, mask=masks)
 
 
+@functools.cache
 def auxiliary(clip: CLIP, spec: FeatureSpec, count: int, size: int, seed: int) -> Auxiliary:
     """`count` generated pictures of `size` px seen through the frozen tower."""
     rng = np.random.default_rng(seed)
-    features, masks = [], []
+    features, masks, names = [], [], []
     for _ in range(count):
         picture = synth.draw(rng, size)
         pixels = torch.from_numpy(preprocess(picture.image, size, clip.config.mean, clip.config.std))
@@ -81,7 +91,8 @@ def auxiliary(clip: CLIP, spec: FeatureSpec, count: int, size: int, seed: int) -
         half = {s: tuple(t.half() for t in rows) for s, rows in f.tokens.items()}
         features.append(ImageFeatures(f.class_feature, half, f.grid, f.image_size))
         masks.append(torch.from_numpy(picture.mask))
-    return Auxiliary(features, torch.stack(masks))
+        names.append(picture.shape)
+    return Auxiliary(features, torch.stack(masks), names)
 
 
 def best_f1_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -92,9 +103,8 @@ def best_f1_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(scores[order][int(np.argmax(f1))])
 
 
-def train(name: str, pictures: int, epochs: int, size: int, seed: int = 111) -> None:
+def train(clip: CLIP, name: str, pictures: int, epochs: int, size: int, seed: int = 111) -> None:
     """Learn one method and write its checkpoint beside the backbone."""
-    clip = load_clip("tiny")
     torch.manual_seed(seed)
     method = build(name, clip, **OPTIONS[name])
     assert isinstance(method, torch.nn.Module)
@@ -112,8 +122,9 @@ def train(name: str, pictures: int, epochs: int, size: int, seed: int = 111) -> 
             progress = (epoch + i / pictures) / epochs
             for group, rate in zip(optimiser.param_groups, start_rates, strict=True):
                 group["lr"] = rate * min(1.0, 4 * (1 - progress))
-            features, target = data.batch(order[i : i + 8], half_size=True)
-            terms = method.loss(features, target)
+            rows = order[i : i + 8]
+            features, target = data.batch(rows, half_size=True)
+            terms = method.loss(features, target, [data.names[row] for row in rows])
             optimiser.zero_grad()
             torch.stack(list(terms.values())).sum().backward()
             optimiser.step()
@@ -170,12 +181,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("methods", nargs="*", default=list(OPTIONS))
-    parser.add_argument("--pictures", type=int, default=1200)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--pictures", type=int, default=800)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--size", type=int, default=320)
     given = parser.parse_args()
+    clip = load_clip("tiny")
     for name in given.methods:
-        train(name, given.pictures, given.epochs, given.size)
+        train(clip, name, given.pictures, given.epochs, given.size)
 
 
 if __name__ == "__main__":
