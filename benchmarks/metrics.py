@@ -76,7 +76,11 @@ def ours(count: int, mode: str, protocol: str) -> dict[str, float]:
 
 def reference_ranking(count: int) -> dict[str, float]:
     """scikit-learn on all pixels joined."""
-    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+    from sklearn.metrics import (  # type: ignore[import-untyped]
+        average_precision_score,
+        precision_recall_curve,
+        roc_auc_score,
+    )
 
     pairs = list(images(count))
     before, start = peak(), time.process_time()

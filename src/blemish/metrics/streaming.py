@@ -37,19 +37,30 @@ class Scale:
     high: float
 
     def index(self, scores: np.ndarray) -> np.ndarray:
-        """Bin of each score, int64 in [0, BINS); never falls when the score rises."""
-        position = (scores.astype(np.float64) - self.low) * (1.0 / (self.high - self.low))
-        mirrored = position >= 0.5
-        distance = np.where(mirrored, 1.0 - position, position)
+        """Bin of each score (N,), int32 in [0, BINS); never falls when the score rises."""
+        index = np.empty(scores.shape, dtype=np.int32)
+        for start in range(0, scores.size, BLOCK):  # work arrays that stay in the cache
+            part = slice(start, start + BLOCK)
+            distance = np.subtract(scores[part], self.low, dtype=np.float64)
+            distance *= 1.0 / (self.high - self.low)
+            mirrored = distance >= 0.5
+            np.subtract(1.0, distance, out=distance, where=mirrored)
+            keys = distance.view(np.int64) >> (52 - MANTISSA)
+            inside = np.clip(keys + (OUTER_BINS - INNER_FIRST), OUTER_BINS, HALF - 1)
+            outside = np.flatnonzero(distance <= 0)
+            if outside.size:
+                inside[outside] = OUTER_BINS - 1 - self._outer_key(distance[outside])
+            index[part] = np.subtract(BINS - 1, inside, out=inside, where=mirrored)
+        return index
+
+    @staticmethod
+    def _outer_key(distance: np.ndarray) -> np.ndarray:
         keys = np.abs(distance).view(np.int64) >> (52 - MANTISSA)
-        inside = OUTER_BINS + np.clip(keys - INNER_FIRST, 0, INNER_BINS - 1)
-        if distance.min(initial=1.0) <= 0:
-            outside = OUTER_BINS - 1 - np.clip(keys - OUTER_FIRST, 0, OUTER_BINS - 1)
-            inside = np.where(distance > 0, inside, outside)
-        return np.where(mirrored, BINS - 1 - inside, inside)
+        return np.clip(keys - OUTER_FIRST, 0, OUTER_BINS - 1)
 
     def edges(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper edge of bins in score units, float64; the end bins reach to infinity."""
+        index = index.astype(np.int64)
         mirrored = index >= HALF
         near = np.where(mirrored, BINS - 1 - index, index)
         inner, outer = near - OUTER_BINS, OUTER_BINS - 1 - near
@@ -116,29 +127,29 @@ class BinStore:
         score: np.ndarray,
         mixed: np.ndarray,
     ) -> None:
-        self._note(used, score)
-        self._mixed[used] |= mixed
+        self._note(used, score, mixed)
         self._pixels[used] += pixels
         self._anomalous[used] += anomalous
         self._weights[used] += weights
         self.positives += int(anomalous.sum())
         self.negatives += int((pixels - anomalous).sum())
 
-    def _note(self, index: np.ndarray, scores: np.ndarray) -> None:
-        """Keep the first score of each bin and mark bins with a second one; before they are counted."""
-        fresh = self._pixels[index] == 0
-        self._score[index[fresh]] = scores[fresh]
-        self._mixed[index[self._score[index] != scores]] = True
+    def _note(self, used: np.ndarray, score: np.ndarray, mixed: np.ndarray) -> None:
+        """Keep the first score of each bin and mark bins with more than one; before they are counted."""
+        fresh = self._pixels[used] == 0
+        self._score[used[fresh]] = score[fresh]
+        self._mixed[used] |= mixed | (self._score[used] != score)
 
     def add(self, scores: np.ndarray, mask: np.ndarray | None, areas: np.ndarray) -> None:
         """scores: (H, W). mask: bool (H, W), None when all normal. areas: region area per mask pixel."""
-        flat = scores.reshape(-1)
-        for start in range(0, flat.size, BLOCK):  # work arrays that stay in the cache
-            part = flat[start : start + BLOCK]
-            index = self.scale.index(part)
-            self._note(index, part)
-            np.add.at(self._pixels, index, 1)
-        self.negatives += flat.size - areas.size
+        ordered = np.sort(scores, axis=None)
+        index = self.scale.index(ordered)
+        first = np.append(0, np.flatnonzero(index[1:] != index[:-1]) + 1)
+        pixels = np.diff(first, append=ordered.size)
+        used, last = index[first], first + pixels - 1
+        self._note(used, ordered[first], ordered[first] != ordered[last])
+        self._pixels[used] += pixels
+        self.negatives += ordered.size - areas.size
         self.positives += areas.size
         if mask is not None:
             index = self.scale.index(scores[mask])
