@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from blemish.checkpoint import CheckpointMeta, save_checkpoint
-from blemish.data.images import read_image
+from blemish.data.images import pixel_count, read_image
 from blemish.data.transforms import Box, TileBlender, map_to_size, preprocess, tiles
 from blemish.device import precision_name
 from blemish.errors import BadImage, BadOption
@@ -265,20 +265,6 @@ def check_image_size(size: int, patch_size: int) -> None:
     below = size // patch_size * patch_size
     near = [str(s) for s in (below, max(below, 0) + patch_size) if s >= patch_size]
     raise BadOption(
-        f"image size {size} is not a multiple of the backbone's patch size {patch_size}; "
+        f"image size is {size}; expected a positive multiple of the backbone's patch size {patch_size}, "
         f"the nearest valid: {' or '.join(near)}"
     )
-
-
-def pixel_count(source: Source) -> int:
-    """Pixels of a picture from its header alone; 0 when that cannot be told."""
-    if isinstance(source, Image.Image):
-        return source.width * source.height
-    if isinstance(source, np.ndarray):
-        return source.shape[0] * source.shape[1] if source.ndim >= 2 else 0
-    try:
-        with Image.open(source) as image:
-            return image.width * image.height
-    # Pillow raises many kinds, also its decompression-bomb error; the reader itself will report the cause.
-    except Exception:
-        return 0

@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from blemish.data.images import read_image
+from blemish.data.images import pixel_count, read_image
 from blemish.errors import BadImage
 
 
@@ -202,6 +202,28 @@ def test_bad_files_name_file_and_cause_in_one_line(tmp_path: Path, name: str, ca
     with pytest.raises(BadImage, match=cause) as caught:
         read_image(path)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_a_cause_is_words(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"  # its offset of the first page is beyond its end, which tifffile calls "0"
+    path.write_bytes(b"II*\0" + (999).to_bytes(4, "little"))
+    with pytest.raises(BadImage, match="its structure cannot be read"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["missing.png", "folder.png", "empty.png", "text.png", "pipe.png", "head.png"]
+)
+def test_pixels_of_a_bad_file_cannot_be_told(tmp_path: Path, name: str) -> None:
+    assert pixel_count(broken(tmp_path, name)) == 0  # without waiting for a writer of the pipe
+
+
+def test_pixels_are_told_without_a_warning(tmp_path: Path) -> None:
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pixel_count(tmp_path / "a.png") == 100_000_000
+    assert pixel_count(Image.new("L", (3, 2))) == pixel_count(np.zeros((2, 3), dtype=np.uint8)) == 6
 
 
 def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

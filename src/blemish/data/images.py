@@ -15,7 +15,15 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from blemish.data.find import IMAGE_ENDINGS, ImageRef, find_images, printable_name
 from blemish.errors import BadImage
 
-__all__ = ["IMAGE_ENDINGS", "MAX_PIXELS", "ImageRef", "find_images", "printable_name", "read_image"]
+__all__ = [
+    "IMAGE_ENDINGS",
+    "MAX_PIXELS",
+    "ImageRef",
+    "find_images",
+    "pixel_count",
+    "printable_name",
+    "read_image",
+]
 
 MAX_PIXELS = 150_000_000
 # Named, so that Pillow tries no decoder beyond these (its EPS reader, for one, starts another program).
@@ -71,6 +79,34 @@ def read_image(source: str | Path | Image.Image | np.ndarray, max_pixels: int = 
         raise BadImage(f"{name}: cannot be read ({cause.lower()})") from error
 
 
+def pixel_count(source: str | Path | Image.Image | np.ndarray) -> int:
+    """Pixels of a picture, of a file from its header alone; 0 when that cannot be told."""
+    if isinstance(source, Image.Image):
+        return source.width * source.height
+    if isinstance(source, np.ndarray):
+        return source.shape[0] * source.shape[1] if source.ndim >= 2 else 0
+    try:
+        if not stat.S_ISREG(Path(source).stat().st_mode):
+            return 0
+        with Path(source).open("rb") as file, _open(file) as image:
+            return image.width * image.height
+    # Pillow meets damaged files with errors of many types; the reader itself will report the cause.
+    except Exception:
+        return 0
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    """The picture with its header read. Pillow's own size check, which warns or raises by a process-wide limit,
+    is off: `_decode` makes ours instead.
+    """
+    with _open_lock:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(file, formats=FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
 def _guarded(name: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
     """Run a decoder; whatever it raises on a damaged file becomes a BadImage of one line with the name."""
     try:
@@ -82,19 +118,15 @@ def _guarded(name: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
     except (
         Exception
     ) as error:  # decoders meet damaged files with errors of any type, struct.error to KeyError
-        cause = (str(error) or type(error).__name__).splitlines()[0]
+        words = str(error).splitlines()[:1]
+        # the text of an IndexError or KeyError is a mere number or key
+        cause = words[0] if words and " " in words[0] else "its structure cannot be read"
         raise BadImage(f"{name}: damaged or cut short ({cause})") from error
 
 
 def _read_file(file: BinaryIO, head: bytes, max_pixels: int) -> np.ndarray:
     try:
-        # Pillow's own size check warns or raises by a process-wide limit; `_decode` makes ours instead.
-        with _open_lock:
-            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            try:
-                image = Image.open(file, formats=FORMATS)
-            finally:
-                Image.MAX_IMAGE_PIXELS = limit
+        image = _open(file)
     except UnidentifiedImageError as error:
         if head.startswith(TIFF_SIGNATURES):
             return _read_tiff(file, max_pixels)
