@@ -54,6 +54,17 @@ def test_missing_empty_and_unmatched_inputs_are_reported_and_the_rest_goes_on(tm
     assert refs[4].error is None and len(refs) == 5
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "1.png").touch()
+    monkeypatch.chdir(tmp_path)
+    (ref,) = find_images([name])
+    assert ref.error is not None and "an empty name" in ref.error
+    assert find_images(["."])[0].path == Path("1.png")
+
+
 def test_files_of_any_ending_given_by_name_are_taken(tmp_path: Path) -> None:
     make(tmp_path, "a.dat")
     assert relatives(tmp_path / "a.dat") == ["a.dat"]

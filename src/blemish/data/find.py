@@ -101,7 +101,12 @@ class _Finder:
     def add(self, text: str, base: Path | None = None) -> None:
         """One input. base: folder below which relative names are kept when the file lies in it."""
         path = Path(text)
-        if _is_dir(path):
+        if not text.strip():
+            # Path("") is the working folder, which nobody means who passes an unset shell variable
+            self.found.append(
+                (path, path, f"{text!r}: an empty name; name a file or folder (. for this one)")
+            )
+        elif _is_dir(path):
             self.add_folder(path, _root(path, base, folder=True))
         elif os.path.lexists(path) if "\0" not in text else False:
             self.take(path, _root(path, base))
