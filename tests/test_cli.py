@@ -79,6 +79,19 @@ def test_failures_are_named_on_standard_error(
     assert main(["predict", str(bad), *common, "--overwrite"]) == 2
 
 
+def test_messages_of_odd_names_are_one_line_of_ours(
+    checkpoint: str, out: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    strange, torn = out.parent / "a\nb\x1b[2J.png", out.parent / "torn.tif"
+    strange.write_text("words")
+    torn.write_bytes(b"II*\0" + (999).to_bytes(4, "little"))
+    assert main(["predict", str(strange), str(torn), "-o", str(out), "--checkpoint", checkpoint]) == 2
+    shown = capfd.readouterr().err
+    assert "a\\nb\\x1b[2J.png: not an image" in shown and "\x1b" not in shown
+    assert len(shown.splitlines()) == 4  # tifffile logs nothing beside our own line
+    assert lines(out)[0]["path"] == str(strange)
+
+
 def test_paths_on_standard_input(
     checkpoint: str, draw: Make, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +115,7 @@ def test_every_option_arrives(checkpoint: str, draw: Make, out: Path) -> None:
     assert len(lines(out)) == 2 and {*lines(out)[0]["files"]} == {"map", "mask"}
     assert (found["image_size"], found["tile"], found["overlap"], found["class_name"]) == (40, 30, 0.5, "nut")
     assert (found["threshold"], found["pixel_threshold"], found["precision"]) == (0.125, 0.25, "fp32")
+    assert (found["seed"], found["limit"], found["batch_size"]) == (3, 2, 2)
     assert (found["options"]["sigma"], found["options"]["layers"]) == (2.0, [2, 0.5])
 
 

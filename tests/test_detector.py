@@ -208,6 +208,8 @@ def test_image_sizes(small_checkpoint: Make, draw: Make) -> None:
         blemish.load(checkpoint=checkpoint, image_size=50)
     with pytest.raises(BadOption, match=r"nearest valid: 14$"):
         check_image_size(3, 14)
+    with pytest.raises(BadOption, match="image size is 0; expected a positive multiple"):
+        blemish.load(checkpoint=checkpoint, image_size=0)
     assert blemish.load(checkpoint=small_checkpoint(image_size=None)).setup.image_size == 32
     assert default_image_size(CLIPConfig()) == 518
 

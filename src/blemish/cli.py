@@ -204,6 +204,7 @@ def _predict(
                 batch_size=options.batch_size,
                 resume=resume,
                 overwrite=overwrite,
+                about={"seed": options.seed, "limit": options.limit},
                 on_record=_record_line if stream else None,
                 on_progress=show,
             )
@@ -245,7 +246,7 @@ def _summarise(summary: RunSummary) -> None:
 def _progress(quiet: bool) -> Iterator[Callable[[int, int, str | None], None]]:
     """A function (done, total, error) that shows progress on a terminal, and errors anywhere."""
     if quiet or not sys.stderr.isatty():
-        yield lambda done, total, error: _say(f"failed: {error}") if error else None
+        yield lambda done, total, error: _say(f"failed: {_one_line(error)}") if error else None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -258,7 +259,9 @@ def _progress(quiet: bool) -> Iterator[Callable[[int, int, str | None], None]]:
             speed = bar.tasks[0].speed
             bar.update(task, completed=done, total=total, rate=f"{speed:.1f}/s" if speed else "")
             if error:
-                bar.console.print(f"failed: {error}", markup=False, highlight=False, soft_wrap=True)
+                bar.console.print(
+                    f"failed: {_one_line(error)}", markup=False, highlight=False, soft_wrap=True
+                )
 
         yield show
 
@@ -326,6 +329,11 @@ def doctor(verbose: VerboseOption = False, as_json: JsonOption = False) -> int:
         return EXIT_DONE if all(check.ok for check in checks) else EXIT_SOME_FAILED
 
 
+def _one_line(text: str) -> str:
+    """Text with what is not printable escaped: a file's name may hold line breaks and terminal commands."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -335,6 +343,8 @@ def _set_up_messages(quiet: bool, verbose: bool) -> None:
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s: %(message)s", force=True)
     if not verbose:
         warnings.simplefilter("ignore")
+        # It remarks on damaged files by itself, and the image is reported as failed all the same.
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 class _Failed(Exception):

@@ -87,10 +87,11 @@ def load(
     clip = _load_backbone(base, place, precision)
     built, used = _build(name, base, clip, source, own)
     meta = source.meta if source else CheckpointMeta(name)
+    size = meta.image_size if image_size is None else image_size
     setup = Setup(
         method=name,
         backbone=base,
-        image_size=image_size or meta.image_size or default_image_size(clip.config),
+        image_size=default_image_size(clip.config) if size is None else size,
         options=used,
         checkpoint=source.path.name if source else "",
         checkpoint_sha256=file_hash(source.path) if source else "",

@@ -18,8 +18,8 @@ import torch
 
 from blemish.checkpoint import package_versions
 from blemish.config import SAVED_KINDS
-from blemish.data.images import ImageRef
-from blemish.detector import DECODERS, PIXELS_IN_FLIGHT, Detector, Prepared, Raw, pixel_count
+from blemish.data.images import ImageRef, pixel_count
+from blemish.detector import DECODERS, PIXELS_IN_FLIGHT, Detector, Prepared, Raw
 from blemish.device import REPORTED_FLAGS, cpu_flags, cpu_name
 from blemish.errors import BadImage, BadOption, OutputError, UnknownName
 from blemish.output.files import make_folder, write_whole
@@ -102,6 +102,7 @@ def predict_folder(
     batch_size: int = 8,
     resume: bool = False,
     overwrite: bool = False,
+    about: Mapping[str, Any] | None = None,
     on_record: Callable[[Mapping[str, Any]], None] | None = None,
     on_progress: Progress | None = None,
 ) -> RunSummary:
@@ -110,8 +111,9 @@ def predict_folder(
     Decoding and writing run in threads beside the network, with a bounded number of pictures and pixels in
     flight. A picture that cannot be used is recorded with its cause and the rest go on. resume: skip what an
     earlier run with the same settings has done; overwrite: start anew (its tables and page are replaced, no
-    file is deleted). on_record receives each new record in input order; on_progress (done, total, error).
-    Raises OutputError when `out` cannot be written or holds another run, BadOption for impossible options.
+    file is deleted). about: more settings for run.json. on_record receives each new record in input order;
+    on_progress (done, total, error). Raises OutputError when `out` cannot be written or holds another run,
+    BadOption for impossible options.
     """
     started = time.perf_counter()
     check_output(out, resume=resume, overwrite=overwrite)
@@ -125,7 +127,7 @@ def predict_folder(
     if resume:
         _check_same(out, settings)
     make_folder(out)
-    run = _run_info(detector, settings, batch_size)
+    run = _run_info(detector, settings, batch_size) | dict(about or {})
     write_json(out / RUN_FILE, run | {"status": "running"})
     with PredictionWriter(out, resume=resume) as writer, GallerySpool(out, resume=resume) as spool:
         tally = _Tally(len(refs), writer.done, refs, on_progress)
