@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from cases import CASES, COMPARED, EXPECTED, REFUSED, all_values, counts, gather, images, tolerance
+from metric_cases import CASES, COMPARED, EXPECTED, REFUSED, all_values, counts, gather, images, tolerance
 
 from blemish.errors import BadImage
 from blemish.metrics import ClassMetrics, MetricOptions, Value, mean_over_classes
