@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from blemish.errors import OutputError
 from blemish.output.report import GallerySpool, write_gallery
 from blemish.output.tables import error_record
 
@@ -193,6 +194,21 @@ def test_spool_stays_bounded_and_keeps_the_highest(tmp_path: Path) -> None:
             assert spool.pictures(f"{i}.png") == (bytes(500), f"{i}".encode())
     with GallerySpool(tmp_path, resume=True) as spool:
         assert spool.pictures("199.png") is not None
+
+
+def test_a_full_disk_is_one_clear_error_and_keeps_whole_pairs(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")  # a limit on the size of files stands for the full disk
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(OutputError, match="file too large"), GallerySpool(tmp_path) as spool:
+        spool.add("1.png", 0.5, bytes(900), b"heat")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, before[1]))
+        try:
+            with spool:
+                spool.add("2.png", 0.5, bytes(900), b"heat")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with GallerySpool(tmp_path, resume=True) as spool:
+        assert len(spool) == 1 and spool.pictures("1.png") == (bytes(900), b"heat")
 
 
 def test_spool_takes_pairs_from_threads(tmp_path: Path) -> None:

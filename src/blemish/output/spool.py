@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from pathlib import Path
@@ -86,7 +87,9 @@ class GallerySpool:
 
     def close(self) -> None:
         """Close the file; it stays on disk."""
-        self._file.close()
+        # What `add` could not write is still buffered: trying it again would hide the error already raised.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def __enter__(self) -> GallerySpool:
         return self
