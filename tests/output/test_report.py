@@ -148,6 +148,19 @@ def test_without_threshold_nothing_is_called_normal(tmp_path: Path) -> None:
     assert "threshold 0" not in page.text
 
 
+def test_a_page_of_failures_calls_nothing_normal(tmp_path: Path) -> None:
+    page = gallery(tmp_path, [error_record("bad.png", "the file is empty")])
+    assert "No image could be scored" in page.text and "none anomalous" not in page.text
+
+
+def test_labels_of_the_threshold_stay_inside_their_panels(tmp_path: Path) -> None:
+    page = gallery(tmp_path, [row("a.png", 0.01, 0.99)], run=RUN | {"pixel_threshold": 2.0})
+    marks = [attrs["style"] or "" for attrs in page.having(class_="mark")]
+    # a label at 98 % of the axis is shifted left by 98 % of its own width, so it never reaches over the end
+    assert len(marks) == 2 and all(re.fullmatch(r"--at:[\d.]+%", style) for style in marks)
+    assert "left: var(--at); transform: translateX(calc(-1 * var(--at)))" in page.source
+
+
 @pytest.mark.parametrize("scores", [[], [0.0], [1.0, 1.0], [-3.5, 7.0], [1e-9, 2e-9]])
 def test_any_scores_make_a_page(tmp_path: Path, scores: list[float]) -> None:
     page = gallery(tmp_path, [row(f"{i}.png", s) for i, s in enumerate(scores)], run={})

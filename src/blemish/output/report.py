@@ -157,7 +157,9 @@ class _Page:
     def title(self) -> Iterator[str]:
         scored = len(self.rows)
         images = "1 image" if scored == 1 else f"{scored:,} images"
-        if self.threshold is None:
+        if not scored and self.failed:
+            yield "No image could be scored"
+        elif self.threshold is None:
             yield f"{images} scored"
         elif self.count["anomalous"]:
             yield f"{self.count['anomalous']:,} of {images} anomalous"
@@ -220,7 +222,7 @@ class _Page:
     def _mark(self, threshold: float | None) -> str:
         if threshold is None:
             return ""
-        place = f"left:{self._place(threshold):.2f}%"
+        place = f"--at:{self._place(threshold):.2f}%"
         return f'<span class="mark" style="{place}">threshold {_number(threshold)}</span>'
 
     def scale(self) -> Iterator[str]:
@@ -233,7 +235,7 @@ class _Page:
         yield f'<div class="axis"><span>{_number(low)}</span><span>{_number(high)}</span>'
         if threshold is not None and low <= threshold <= high:
             place = 100 * (threshold - low) / (high - low)
-            yield f'<span class="mark" style="left:{place:.2f}%">contour {_number(threshold)}</span>'
+            yield f'<span class="mark" style="--at:{place:.2f}%">contour {_number(threshold)}</span>'
         yield "</div>"
 
     def buttons(self) -> Iterator[str]:
