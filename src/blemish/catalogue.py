@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import Any
 
 from blemish.loading import EMBEDDED
 
 
 def methods() -> list[dict[str, Any]]:
-    """Every method: name, first line of its documentation, options and presets."""
+    """Every method: name, what it is, options and presets."""
     from blemish.methods import METHODS, method_class, options_of, presets
 
     rows = []
     for name in METHODS:
         options = [{"name": o.name, "default": o.default, "help": o.help} for o in options_of(name).values()]
         rows.append(
-            {"name": name, "about": _first_line(method_class(name)), "options": options}
+            {"name": name, "about": _about(method_class(name)), "options": options}
             | {"presets": presets(name)}
         )
     return rows
@@ -24,9 +25,17 @@ def methods() -> list[dict[str, Any]]:
 
 def backbones() -> list[dict[str, Any]]:
     """Every named backbone."""
-    from blemish.clip.weights import BACKBONES
+    from blemish.clip.hub import BACKBONES
 
-    return [{"name": name, "about": ""} for name in BACKBONES]
+    rows = []
+    for name, known in BACKBONES.items():
+        about = "embedded, needs no network"
+        if known.config is not None:
+            vision = known.config.vision
+            about = f"{known.config.source}, {vision.image_size} px, patches of {vision.patch_size}"
+            about += f", hub: {known.repositories[0]}"
+        rows.append({"name": name, "about": about})
+    return rows
 
 
 def datasets() -> list[dict[str, Any]]:
@@ -59,5 +68,7 @@ def flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str
             yield f"{before}{key}", text
 
 
-def _first_line(kind: type) -> str:
-    return (kind.__doc__ or "").strip().splitlines()[0]
+def _about(kind: type) -> str:
+    """The first sentence of the module that a method stands in."""
+    text = " ".join((import_module(kind.__module__).__doc__ or "").split("\n\n")[0].split())
+    return text.split(", as its")[0].rstrip(".")
