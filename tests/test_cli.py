@@ -138,6 +138,8 @@ def test_command_line_goes_before_file_before_checkpoint(checkpoint: str, draw: 
     [
         (["--image-size", "50"], "48 or 56"),
         (["--method", "anomaly_clop"], "did you mean 'anomaly_clip'"),
+        (["--seed", "99999999999999999999"], "seed is 99999999999999999999; expected 0 to"),
+        (["--seed=-1"], "seed is -1; expected 0 to"),
         (["--set", "sigmaa=1"], "did you mean 'sigma'"),
         (["--set", "sigma"], "key=value"),
         (["--set", "sigma=[1"], "cannot read the value"),
@@ -168,6 +170,22 @@ def test_wrong_use(
     assert status == 2 and words in shown.err and shown.out == ""
     assert len(shown.err.splitlines()) <= 2 and "Traceback" not in shown.err
     assert not out.exists()
+
+
+def test_unknown_options_name_what_there_is_in_few_words(
+    checkpoint: str, draw: Make, out: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    common = ["predict", str(draw("1.png")), "-o", str(out), "--checkpoint", checkpoint]
+    assert main([*common, "--set", "sigmaa=1"]) == 2
+    shown = capfd.readouterr().err
+    # of the checkpoint's method, not of all methods together
+    assert "did you mean 'sigma'" in shown and "anomaly_clip" in shown and "top_k" not in shown
+    config = out.parent / "run.toml"
+    for key, near in (("image_sise", "image_size"), ("sigmaa", "sigma")):
+        config.write_text(f"{key} = 4\n")
+        assert main([*common, "--config", str(config)]) == 2
+        shown = capfd.readouterr().err
+        assert f"did you mean '{near}'" in shown and str(config) in shown and len(shown) < 600
 
 
 def test_wrong_use_before_any_command(capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import logging
 import os
@@ -164,11 +165,12 @@ def _merge(
 
     in_file = read_config(config) if config else {}
     fields = PredictOptions.__dataclass_fields__
-    own = {key: value for key, value in in_file.items() if key not in fields} | parse_settings(settings)
+    own = {key: value for key, value in in_file.items() if key not in fields}
     allowed = {"preset"}.union(*(options_of(name) for name in METHODS))
-    for key in own:
-        if key not in allowed:
-            raise UnknownName("option", key, allowed | (fields.keys() if key in in_file else set()))
+    for key in own.keys() - allowed:
+        near = difflib.get_close_matches(key, allowed, n=1)
+        raise UnknownName(f"key in {config}", key, [*fields, *near])
+    own |= parse_settings(settings)  # which `load` checks, when it knows whose options they should be
     chosen = {key: value for key, value in in_file.items() if key in fields}
     chosen |= {key: value for key, value in given.items() if value is not None}
     return PredictOptions(**typed_options(PredictOptions, chosen, "blemish predict")), own

@@ -52,6 +52,8 @@ class PredictOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadOption(f"{name} is {value}; expected at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise BadOption(f"seed is {self.seed}; expected 0 to {2**63 - 1}")
         for kind in self.kinds:
             if kind not in SAVED_KINDS:
                 raise UnknownName("kind of picture to save", kind, (*SAVED_KINDS, "none"))
