@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from blemish.output.pictures import (
     color_bar_png,
@@ -93,6 +94,38 @@ def test_overlay_leaves_normal_areas_as_photo_and_marks_regions() -> None:
         (marked[28, 40:70] == 255).all() and (marked[29, 40:70] < 40).all() and (marked[27, 40:70] < 40).all()
     )
     np.testing.assert_array_equal(marked[:25], image[:25])
+
+
+def test_overlay_is_the_blend_by_value_and_the_line_follows_the_mask() -> None:
+    generator = np.random.default_rng(1)
+    image = generator.integers(0, 256, (300, 400, 3), dtype=np.uint8)  # more than one strip
+    values = generator.random((300, 400), dtype=np.float32)
+    blend = 0.78 * values**0.75 * np.clip(values * 4, 0, 1)
+    colors = color_table()[np.rint(values * 255).astype(np.uint8)].astype(float)
+    expected = image + (colors - image) * blend[:, :, None]
+    plain = overlay(image, values, (0, 1))
+    assert np.abs(plain - expected).max() < 2.5
+    mask = np.zeros((300, 400), dtype=bool)
+    mask[0, 0] = mask[150, 200] = mask[150:170, 220] = mask[299, 380:] = True
+    marked = overlay(image, values, (0, 1), mask)
+    square = np.ones((3, 3), dtype=bool)
+    inner, outer, edge = (ndimage.binary_dilation(mask, square, iterations=n) for n in (1, 2, 3))
+    assert (marked[outer & ~inner] == 255).all()
+    assert (marked[(edge & ~outer) | (inner & ~mask)] == (16, 12, 24)).all()
+    untouched = mask | ~edge
+    np.testing.assert_array_equal(marked[untouched], plain[untouched])
+
+
+def test_gallery_pair_is_the_thumbnail_with_its_heat_map() -> None:
+    y, x = np.mgrid[:300, :600]
+    image = np.stack([x // 3, y // 2, x // 4], axis=2).astype(np.uint8)
+    values = np.zeros((300, 600), np.float32)
+    values[100:200, 200:400] = 1
+    photo, heat = gallery_pair(image, values, (0, 1), max_side=200)
+    assert photo == thumbnail(image, 200)
+    shown = decoded(heat).astype(float)
+    assert np.abs(shown[:25] - decoded(photo)[:25]).mean() < 3
+    assert np.abs(shown[40:60, 80:120] - color_table()[255]).mean() < 60
 
 
 def test_large_overlays_shrink_and_keep_the_smallest_region() -> None:
