@@ -235,7 +235,7 @@ def test_dropout_only_in_training(clip: CLIP) -> None:
     method = make(clip, (NAME, {"dropout": 0.5}))
     category = method.category_tokens(torch.randn(1, 28)).expand(2, -1, -1)
     still = method.text_features(category)
-    assert torch.equal(still[0], still[1])
+    assert torch.allclose(still[0], still[1], atol=1e-6)
     drawn = method.train().text_features(category)
     assert not torch.allclose(drawn[0], drawn[1])
 

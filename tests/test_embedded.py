@@ -1,0 +1,71 @@
+"""What travels inside the package: small, whole, and able to find drawn defects it was not trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
+
+import blemish
+from blemish import synth
+from blemish.clip.weights import load_clip
+from blemish.data.transforms import preprocess
+from blemish.loading import EMBEDDED
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SEED = 7_654_321
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[synth.Picture]:
+    rng = np.random.default_rng(SEED)
+    return [synth.draw(rng, 224, defect=bool(i % 2)) for i in range(80)]
+
+
+def test_files_stay_small() -> None:
+    sizes = {f.name: f.stat().st_size for f in EMBEDDED.iterdir()}
+    assert sizes["model.safetensors"] + sizes["tokenizer.json"] <= 16_000_000
+    assert sum(sizes.values()) <= 20_000_000
+
+
+def test_backbone_is_a_whole_clip() -> None:
+    clip = load_clip("tiny")
+    assert clip.config.vision.layers >= 6
+    assert clip.config.text.layers >= 1
+    assert not any(p.requires_grad for p in clip.parameters())
+    assert all(torch.isfinite(p).all() for p in clip.parameters())
+
+
+@pytest.mark.parametrize("method", blemish.methods())
+def test_each_method_finds_drawn_defects(method: str, pictures: list[synth.Picture]) -> None:
+    detector = blemish.load(method)
+    results = list(detector.predict_many(p.image for p in pictures))
+    labels = [p.mask.any() for p in pictures]
+    assert roc_auc_score(labels, [r.score for r in results]) > 0.75
+    maps = np.concatenate([r.map[::4, ::4].ravel() for r in results])
+    masks = np.concatenate([p.mask[::4, ::4].ravel() for p in pictures])
+    assert roc_auc_score(masks, maps) > 0.85
+    assert all(r.threshold is not None and r.mask is not None for r in results)
+
+
+def test_prompts_mean_something(pictures: list[synth.Picture]) -> None:
+    """Plain zero-shot CLIP with two prompts tells damaged from good pictures."""
+    clip = load_clip("tiny")
+    assert clip.tokenizer is not None
+    with torch.inference_mode():
+        text = clip.encode_text(clip.tokenizer(["a photo of a good object", "a photo of a damaged object"]))
+        size = clip.config.vision.image_size
+        inputs = [preprocess(p.image, size, clip.config.mean, clip.config.std) for p in pictures]
+        image = clip.encode_image(torch.from_numpy(np.stack(inputs))).class_feature
+        logits = F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
+    assert roc_auc_score([p.mask.any() for p in pictures], logits[:, 1] - logits[:, 0]) > 0.7
+
+
+def test_the_pits_of_the_example_stand_out() -> None:
+    result = blemish.load().predict(EXAMPLES / "spindle_pitting_1.jpg")
+    y, x = np.unravel_index(result.map.argmax(), result.map.shape)
+    assert (480 < x < 620) and (110 < y < 180)
