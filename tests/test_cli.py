@@ -277,6 +277,22 @@ def test_a_reader_that_goes_away(checkpoint: str, draw: Make, out: Path) -> None
     assert done.returncode == 2 and done.stderr == ""
 
 
+def test_standard_output_that_cannot_be_written(checkpoint: str, draw: Make, out: Path) -> None:
+    if not os.access("/dev/full", os.W_OK):
+        pytest.skip("no /dev/full here")
+    command = [sys.executable, "-m", "blemish", "predict", str(draw("1.png")), "-o", str(out), "--json"]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*command, "--checkpoint", checkpoint],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["error: cannot write to standard output: no space left on device"]
+
+
 def test_info(
     checkpoint: str, small_backbone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

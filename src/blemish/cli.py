@@ -20,7 +20,7 @@ import typer
 
 import blemish
 from blemish.config import LOAD_KEYS, PredictOptions, parse_settings, read_config, typed_options
-from blemish.errors import BlemishError, UnknownName
+from blemish.errors import BlemishError, OutputError, UnknownName
 
 if TYPE_CHECKING:
     from blemish.run.predict import RunSummary
@@ -229,7 +229,14 @@ def _stop_on_kill() -> Iterator[None]:
 
 
 def _record_line(record: Mapping[str, Any]) -> None:
-    print(json.dumps(record), flush=True)
+    try:
+        print(json.dumps(record), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to standard output: {(error.strerror or str(error)).lower()}"
+        ) from error
 
 
 def _summarise(summary: RunSummary) -> None:

@@ -93,6 +93,14 @@ def test_text_lists_and_standard_input(tmp_path: Path, monkeypatch: pytest.Monke
     assert "names no images" in str(find_images([listing])[0].error)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    make(tmp_path, "1.png")
+    (tmp_path / "list.txt").write_text("\ufeff1.png\n", encoding="utf-8")
+    assert relatives(tmp_path / "list.txt") == ["1.png"]
+    (ref,) = find_images(["-"], stdin=[f"\ufeff{tmp_path / '1.png'}\r\n"])
+    assert ref.error is None and ref.path == tmp_path / "1.png"
+
+
 def test_circular_links_end_and_linked_folders_are_followed(tmp_path: Path) -> None:
     make(tmp_path, "in/a.png", "far/b.png")
     (tmp_path / "in/again").symlink_to(tmp_path / "in")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import BinaryIO
@@ -9,7 +10,7 @@ from typing import BinaryIO
 import pytest
 
 from blemish.errors import OutputError
-from blemish.output.files import write_whole
+from blemish.output.files import cannot_write, write_whole
 
 
 def test_writes_bytes_and_streams_into_new_folders(tmp_path: Path) -> None:
@@ -46,8 +47,22 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_rest(tmp_path: Path) ->
 
 def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
-    with pytest.raises(OutputError, match="out"):
-        write_whole(tmp_path / "out" / "a.txt", b"x")
+    for path in (tmp_path / "out" / "a.txt", tmp_path / "out" / "deeper" / "a.txt"):
+        with pytest.raises(OutputError, match=r"out.*: a file is where a folder should be; choose another"):
+            write_whole(path, b"x")
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "make room"),
+        (errno.EACCES, "change the permissions"),
+        (errno.EROFS, "; choose another"),
+    ],
+)
+def test_the_mend_fits_the_cause(number: int, words: str) -> None:
+    text = str(cannot_write(Path("out/a.png"), OSError(number, os.strerror(number))))
+    assert words in text and os.strerror(number).lower() in text
 
 
 def test_a_full_device() -> None:

@@ -144,8 +144,7 @@ class _Finder:
 
     def add_text_file(self, path: Path) -> None:
         try:
-            # `utf-8-sig`: Windows editors begin text files with a byte order mark
-            lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+            lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
         except OSError as error:
             self.fail(path, f"the list cannot be read ({(error.strerror or str(error)).lower()})")
             return
@@ -153,7 +152,8 @@ class _Finder:
 
     def add_list(self, lines: Iterable[str], source: Path, bases: Sequence[Path]) -> None:
         """Paths one a line; a relative one is looked for below each base in turn."""
-        texts = [text for text in (line.rstrip("\r\n") for line in lines) if text.strip()]
+        # Windows tools begin text with a byte order mark, which no path begins with
+        texts = [text for text in (line.lstrip("\ufeff").rstrip("\r\n") for line in lines) if text.strip()]
         if not texts:
             self.fail(source, "names no images (expected one path a line)")
         for text in texts:

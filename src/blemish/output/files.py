@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,14 @@ Content = bytes | Callable[[BinaryIO], object]
 def cannot_write(path: Path, error: OSError) -> OutputError:
     """The OutputError for a failed write: file, cause, mend."""
     cause = (error.strerror or str(error) or type(error).__name__).lower()
-    return OutputError(
-        f"cannot write {printable_name(path)}: {cause}; free it up or choose another output folder"
-    )
+    mend = "choose another output folder"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        mend = "make room or choose another output folder"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        mend = "change the permissions or choose another output folder"
+    elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+        cause = "a file is where a folder should be"
+    return OutputError(f"cannot write {printable_name(path)}: {cause}; {mend}")
 
 
 def make_folder(path: Path) -> None:
