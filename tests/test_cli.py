@@ -304,6 +304,18 @@ def test_info(
     (tmp_path / "notes.txt").write_text("hello")
     assert main(["info", str(tmp_path / "notes.txt")]) == 2
     assert "not a checkpoint" in capfd.readouterr().out
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["info", str(tmp_path / "pipe")]) == 2  # without waiting for a writer
+    assert "neither a file nor a folder" in capfd.readouterr().out
+
+
+def test_long_keys_of_info_stand_apart_from_their_values(
+    checkpoint: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", checkpoint]) == 0
+    rows = [line.split("  ", 1) for line in capfd.readouterr().out.splitlines()]
+    assert all(len(row) == 2 for row in rows)
+    assert {key: value.strip() for key, value in rows}["backbone_config.text.context_length"] == "77"
 
 
 def test_list(capfd: pytest.CaptureFixture[str]) -> None:

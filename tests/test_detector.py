@@ -160,6 +160,15 @@ def test_predict_many_is_lazy_and_bounded() -> None:
     assert threading.active_count() == before
 
 
+def test_predict_many_refuses_one_picture_and_empty_batches(small_checkpoint: Make, draw: Make) -> None:
+    detector, path = blemish.load(checkpoint=small_checkpoint()), draw("a.png")
+    for single in (path, str(path), Image.open(path)):
+        with pytest.raises(BadOption, match="use predict"):
+            next(detector.predict_many(single))
+    with pytest.raises(BadOption, match="batch_size is 0"):
+        next(detector.predict_many([path], batch_size=0))
+
+
 def test_large_pictures_travel_in_smaller_batches() -> None:
     detector = window_detector()
     big = np.zeros((4000, 8000, 3), dtype=np.uint8)

@@ -194,6 +194,8 @@ def describe(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise BadCheckpoint(f"{path} does not exist")
+    if not (path.is_file() or path.is_dir()):  # opening a pipe would wait for ever
+        return {"kind": "unknown", "path": str(path), "reason": "neither a file nor a folder"}
     if path.is_file() and is_checkpoint(path):
         return _describe_own(path)
     if path.is_file() and (info := _describe_official(path)) is not None:

@@ -318,8 +318,10 @@ def info(
         if as_json:
             typer.echo(json.dumps(found, indent=2, default=str))
         else:
-            for key, value in flat(found):
-                typer.echo(f"{key:<28}{value}")
+            rows = list(flat(found))
+            width = max(len(key) for key, _ in rows) + 2
+            for key, value in rows:
+                typer.echo(f"{key:<{width}}{value}")
         return EXIT_NOTHING_DONE if found["kind"] == "unknown" else EXIT_DONE
 
 

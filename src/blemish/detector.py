@@ -144,8 +144,15 @@ class Detector:
         """Score pictures lazily, in order, decoding a bounded number ahead in threads.
 
         Raises BadImage when the iteration reaches a picture that cannot be used; results before it have been
-        given out. `blemish.run.predict.predict_folder` records such pictures and goes on.
+        given out. `blemish.run.predict.predict_folder` records such pictures and goes on. Raises BadOption for
+        a single picture in place of several and for a batch size below 1.
         """
+        if isinstance(images, (str, Path, Image.Image)):
+            raise BadOption(
+                f"predict_many takes several images, got one {type(images).__name__}; use predict"
+            )
+        if batch_size < 1:
+            raise BadOption(f"batch_size is {batch_size}; expected at least 1")
         found = ordered_map(
             self.prepare,
             images,
