@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import logging
 import os
@@ -19,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import blemish
-from blemish.config import LOAD_KEYS, PredictOptions, parse_settings, read_config, typed_options
-from blemish.errors import BlemishError, OutputError, UnknownName
+from blemish.config import LOAD_KEYS, PredictOptions, merge_options
+from blemish.errors import BlemishError, OutputError
 
 if TYPE_CHECKING:
     from blemish.run.predict import RunSummary
@@ -151,29 +150,10 @@ def predict(
     given = {key: value for key, value in locals().items() if key in PredictOptions.__dataclass_fields__}
     _set_up_messages(quiet, verbose)
     with _errors(verbose):
-        options, own = _merge(config, given, settings or [])
+        options, own = merge_options(config, given, settings or [])
         return _predict(
             inputs, options, own, resume=resume, overwrite=overwrite, quiet=quiet, stream=json_lines
         )
-
-
-def _merge(
-    config: Path | None, given: Mapping[str, Any], settings: Sequence[str]
-) -> tuple[PredictOptions, dict[str, Any]]:
-    """The command's options and the method's own: command line before --config before defaults."""
-    from blemish.methods import METHODS, options_of
-
-    in_file = read_config(config) if config else {}
-    fields = PredictOptions.__dataclass_fields__
-    own = {key: value for key, value in in_file.items() if key not in fields}
-    allowed = {"preset"}.union(*(options_of(name) for name in METHODS))
-    for key in own.keys() - allowed:
-        near = difflib.get_close_matches(key, allowed, n=1)
-        raise UnknownName(f"key in {config}", key, [*fields, *near])
-    own |= parse_settings(settings)  # which `load` checks, when it knows whose options they should be
-    chosen = {key: value for key, value in in_file.items() if key in fields}
-    chosen |= {key: value for key, value in given.items() if value is not None}
-    return PredictOptions(**typed_options(PredictOptions, chosen, "blemish predict")), own
 
 
 def _predict(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 import tomllib
 import types
@@ -66,6 +67,30 @@ class PredictOptions:
 
 
 LOAD_KEYS = tuple(f.name for f in dataclasses.fields(PredictOptions))[:12]
+
+
+def merge_options(
+    config: Path | None, given: Mapping[str, Any], settings: Iterable[str]
+) -> tuple[PredictOptions, dict[str, Any]]:
+    """The options of `blemish predict` and the method's own: command line before --config before defaults.
+
+    config: the --config file. given: options of the command line by name, None where not given. settings: the
+    texts given to --set; only `blemish.load` knows whose options they should be, and checks them.
+    Raises UnknownName for a key of the file that no command or method has, BadOption for a wrong value.
+    """
+    from blemish.methods import METHODS, options_of
+
+    in_file = read_config(config) if config else {}
+    fields = {f.name for f in dataclasses.fields(PredictOptions)}
+    own = {key: value for key, value in in_file.items() if key not in fields}
+    allowed = {"preset"}.union(*(options_of(name) for name in METHODS))
+    for key in sorted(own.keys() - allowed):
+        near = difflib.get_close_matches(key, allowed, n=1)
+        raise UnknownName(f"key in {config}", key, [*fields, *near])
+    own |= parse_settings(settings)
+    chosen = {key: value for key, value in in_file.items() if key in fields}
+    chosen |= {key: value for key, value in given.items() if value is not None}
+    return PredictOptions(**typed_options(PredictOptions, chosen, "blemish predict")), own
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blemish.data.find import _unique_names
@@ -159,6 +159,7 @@ def test_undecodable_names_get_printable_output_paths(tmp_path: Path) -> None:
     assert relatives(tmp_path) == ["caf%E9.png"]
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
     st.lists(
         st.tuples(
