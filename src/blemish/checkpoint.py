@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from blemish.errors import BadCheckpoint, BlemishError
-from blemish.output.files import write_whole
+from blemish.files import write_whole
 
 FORMAT = "blemish-checkpoint"
 FORMAT_VERSION = 1

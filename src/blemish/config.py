@@ -11,11 +11,12 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from blemish.errors import BadOption, UnknownName
 
 SAVED_KINDS = ("overlay", "mask", "map")
+T = TypeVar("T")
 _BARE_WORD = re.compile(r"[A-Za-z_][\w.:/+-]*")
 _NONE = ("none", "null")
 
@@ -70,18 +71,19 @@ LOAD_KEYS = tuple(f.name for f in dataclasses.fields(PredictOptions))[:12]
 
 
 def merge_options(
-    config: Path | None, given: Mapping[str, Any], settings: Iterable[str]
-) -> tuple[PredictOptions, dict[str, Any]]:
-    """The options of `blemish predict` and the method's own: command line before --config before defaults.
+    kind: type[T], owner: str, config: Path | None, given: Mapping[str, Any], settings: Iterable[str]
+) -> tuple[T, dict[str, Any]]:
+    """The options of a command and the method's own: command line before --config before defaults.
 
-    config: the --config file. given: options of the command line by name, None where not given. settings: the
-    texts given to --set; only `blemish.load` knows whose options they should be, and checks them.
+    kind: the frozen dataclass of the command's options. owner: the command, for error texts. config: the
+    --config file. given: options of the command line by name, None where not given. settings: the texts given
+    to --set; only who builds the method knows whose options they should be, and checks them.
     Raises UnknownName for a key of the file that no command or method has, BadOption for a wrong value.
     """
     from blemish.methods import METHODS, options_of
 
     in_file = read_config(config) if config else {}
-    fields = {f.name for f in dataclasses.fields(PredictOptions)}
+    fields = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     own = {key: value for key, value in in_file.items() if key not in fields}
     allowed = {"preset"}.union(*(options_of(name) for name in METHODS))
     for key in sorted(own.keys() - allowed):
@@ -90,7 +92,7 @@ def merge_options(
     own |= parse_settings(settings)
     chosen = {key: value for key, value in in_file.items() if key in fields}
     chosen |= {key: value for key, value in given.items() if value is not None}
-    return PredictOptions(**typed_options(PredictOptions, chosen, "blemish predict")), own
+    return kind(**typed_options(kind, chosen, owner)), own
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -43,3 +43,7 @@ class BadOption(BlemishError, ValueError):
 
 class OutputError(BlemishError, OSError):
     """An output folder or file that cannot be written."""
+
+
+class BadDataset(BlemishError, ValueError):
+    """A dataset folder whose layout is not recognised, or whose pictures do not fit the purpose."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -73,6 +74,27 @@ class ImageFeatures:
 
     def __len__(self) -> int:
         return int(self.class_feature.shape[0])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture of a dataset, as a reader of its layout found it.
+
+    image: the file. label: 1 anomalous, 0 normal, None unknown. mask: file that outlines the anomaly; None for
+    normal pictures and for anomalous ones that nobody has outlined. class_name: product or organ.
+    defect: the layout's word for the kind of picture, such as "good" or "crack". split: "train" or "test".
+    box: x0, y0, x1, y1 of the part that counts (KolektorSDD's halves); None is the whole picture.
+    mask_rule: which stored mask values are anomalous: ">0" (the field's), ">127", "==2".
+    """
+
+    image: Path
+    label: int | None
+    mask: Path | None = None
+    class_name: str = "object"
+    defect: str = ""
+    split: str = "test"
+    box: tuple[int, int, int, int] | None = None
+    mask_rule: str = ">0"
 
 
 @dataclass

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import BadWeights, WeightsNotFound
+from ..files import whole, write_whole
 from .config import CLIPConfig
 from .formats import read_tensors, to_openai_names
 from .hub import (
@@ -86,16 +86,19 @@ def save_clip(clip: CLIP, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().contiguous() for name, tensor in clip.state_dict().items()}
-    _write_whole(folder / MODEL_FILES[0], lambda file: save_file(tensors, file, metadata={"format": "pt"}))
+    with whole(folder / MODEL_FILES[0]) as file:
+        save_file(tensors, file, metadata={"format": "pt"})
+        # safetensors makes files that only their owner may read
+        file.chmod(0o644)
     if clip.config.text.tokenizer == "own":
         if clip.tokenizer is None:
             raise ValueError(
                 'config.text.tokenizer is "own", but clip.tokenizer is None; set it before saving'
             )
         text = clip.tokenizer.to_json()
-        _write_whole(folder / TOKENIZER_FILE, lambda file: file.write_text(text, encoding="utf-8"))
+        write_whole(folder / TOKENIZER_FILE, text.encode())
     described = json.dumps({"format": FORMAT, **clip.config.to_dict()}, indent=2) + "\n"
-    _write_whole(folder / "config.json", lambda file: file.write_text(described, encoding="utf-8"))
+    write_whole(folder / "config.json", described.encode())
 
 
 def fingerprint(config: CLIPConfig, tensors: Mapping[str, Tensor]) -> str:
@@ -195,15 +198,3 @@ class _SkipInit(TorchFunctionMode):
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under another name in the same folder, then rename, so that no half-written file is ever seen."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        # safetensors makes files that only their owner may read
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

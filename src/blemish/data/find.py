@@ -13,13 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blemish.files import printable_name
+
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 LIST_ENDINGS = (".txt", ".lst")
-
-
-def printable_name(path: str | Path) -> str:
-    """The path as text that can be encoded: bytes of a name that are not UTF-8 appear as %XX."""
-    return re.sub("[\ud800-\udfff]", lambda m: f"%{ord(m[0]) & 0xFF:02X}", str(path))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from blemish.output.files import write_whole
+from blemish.files import write_whole
 from blemish.output.pictures import color_bar_png
 from blemish.output.spool import GallerySpool
 from blemish.output.tables import KINDS

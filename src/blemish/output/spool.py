@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import BinaryIO, NamedTuple
 
 from blemish.data.find import printable_name
-from blemish.output.files import cannot_write, make_folder, write_whole
+from blemish.files import cannot_write, make_folder, write_whole
 
 
 class _Entry(NamedTuple):

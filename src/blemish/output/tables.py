@@ -15,7 +15,7 @@ from PIL import Image
 
 from blemish.data.find import printable_name
 from blemish.errors import BadImage
-from blemish.output.files import cannot_write, make_folder, write_whole
+from blemish.files import cannot_write, make_folder, write_whole
 from blemish.types import Result
 
 KINDS = ("overlay", "mask", "map")

@@ -22,7 +22,7 @@ from blemish.data.images import ImageRef, pixel_count
 from blemish.detector import DECODERS, PIXELS_IN_FLIGHT, Detector, Prepared, Raw
 from blemish.device import REPORTED_FLAGS, cpu_flags, cpu_name
 from blemish.errors import BadImage, BadOption, OutputError, UnknownName
-from blemish.output.files import make_folder, write_whole
+from blemish.files import make_folder, write_whole
 from blemish.output.pictures import gallery_pair, overlay, png_bytes
 from blemish.output.report import GallerySpool, write_gallery
 from blemish.output.tables import (

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from blemish.files import write_whole
 from blemish.synth.draw import draw
 from blemish.synth.families import SURFACE, Families
 
@@ -36,8 +37,4 @@ def write_dataset(
 
 
 def _save(pixels: np.ndarray, path: Path) -> None:
-    """A PNG written whole: under a temporary name in the same folder, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    Image.fromarray(pixels).save(partial, "PNG")
-    partial.replace(path)
+    write_whole(path, lambda file: Image.fromarray(pixels).save(file, "PNG"))

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from blemish.data.find import printable_name
 from blemish.errors import OutputError
 
 Content = bytes | Callable[[BinaryIO], object]
+
+
+def printable_name(path: str | Path) -> str:
+    """The path as text that can be encoded: bytes of a name that are not UTF-8 appear as %XX."""
+    return re.sub("[\ud800-\udfff]", lambda m: f"%{ord(m[0]) & 0xFF:02X}", str(path))
 
 
 def cannot_write(path: Path, error: OSError) -> OutputError:
@@ -35,23 +41,31 @@ def make_folder(path: Path) -> None:
         raise cannot_write(path, error) from error
 
 
-def write_whole(path: Path, content: Content) -> None:
-    """Write a file under a temporary name beside it and rename, so that a reader never sees a part of it.
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it at the end, so that a reader never sees a part of the file.
 
-    content: the bytes, or a function that writes them to the open binary file it is given. Missing parent
-    folders are made. Raises OutputError when the disk or the folder refuses; what `content` raises besides
-    OSError passes through. The temporary file is removed in every case, an existing file at `path` kept.
+    Missing parent folders are made. Raises OutputError when the disk or the folder refuses; what else is
+    raised inside passes through. The temporary file is removed in every case, an existing file at `path` kept.
     """
     make_folder(path.parent)
     temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
-        with temporary.open("xb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content)
+        yield temporary
         temporary.replace(path)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: Content) -> None:
+    """Write a file whole or not at all; see `whole`.
+
+    content: the bytes, or a function that writes them to the open binary file it is given. Raises OutputError.
+    """
+    with whole(path) as temporary, temporary.open("xb") as file:
+        if callable(content):
+            content(file)
+        else:
+            file.write(content)

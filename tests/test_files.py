@@ -10,7 +10,7 @@ from typing import BinaryIO
 import pytest
 
 from blemish.errors import OutputError
-from blemish.output.files import cannot_write, write_whole
+from blemish.files import cannot_write, write_whole
 
 
 def test_writes_bytes_and_streams_into_new_folders(tmp_path: Path) -> None:

@@ -1,0 +1,163 @@
+"""`blemish predict`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import blemish
+from blemish.cli.shared import (
+    EXIT_INTERRUPTED,
+    BackboneOption,
+    BatchSizeOption,
+    CheckpointOption,
+    ConfigOption,
+    DeviceOption,
+    ImageSizeOption,
+    JsonOption,
+    MethodOption,
+    PrecisionOption,
+    QuietOption,
+    SeedOption,
+    SetOption,
+    ThreadsOption,
+    VerboseOption,
+    app,
+    progress,
+    say,
+    set_up_messages,
+    shown_errors,
+    stop_on_kill,
+)
+from blemish.config import LOAD_KEYS, PredictOptions, merge_options
+from blemish.errors import OutputError
+
+if TYPE_CHECKING:
+    from blemish.run.predict import RunSummary
+
+
+@app.command()
+def predict(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT", help="Files, folders, globs, a .txt of paths, or - for standard input."
+        ),
+    ],
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="Folder for the results. [blemish-out]")
+    ] = None,
+    method: MethodOption = None,
+    backbone: BackboneOption = None,
+    checkpoint: CheckpointOption = None,
+    save: Annotated[
+        str | None, typer.Option("--save", help="Pictures to write, of overlay,mask,map; or none. [overlay]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in OUT.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in OUT.")] = False,
+    image_size: ImageSizeOption = None,
+    tile: Annotated[
+        int | None, typer.Option("--tile", help="Cut larger images into tiles of this side in pixels.")
+    ] = None,
+    overlap: Annotated[
+        float | None, typer.Option("--overlap", help="Share of a tile common with the next. [0.25]")
+    ] = None,
+    class_name: Annotated[
+        str | None, typer.Option("--class-name", help="What the images show, for methods that use it.")
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", help="Image score that counts as anomalous; default: the checkpoint's."),
+    ] = None,
+    pixel_threshold: Annotated[
+        float | None, typer.Option("--pixel-threshold", help="The same for map values.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only the first so many images.")] = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    batch_size: BatchSizeOption = None,
+    threads: ThreadsOption = None,
+    seed: SeedOption = None,
+    settings: SetOption = None,
+    config: ConfigOption = None,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    json_lines: JsonOption = False,
+) -> int:
+    """Score images and write tables, heat maps and a gallery."""
+    given = {key: value for key, value in locals().items() if key in PredictOptions.__dataclass_fields__}
+    set_up_messages(quiet, verbose)
+    with shown_errors(verbose):
+        options, own = merge_options(PredictOptions, "blemish predict", config, given, settings or [])
+        return _predict(
+            inputs, options, own, resume=resume, overwrite=overwrite, quiet=quiet, stream=json_lines
+        )
+
+
+def _predict(
+    inputs: Sequence[str],
+    options: PredictOptions,
+    own: Mapping[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+    stream: bool,
+) -> int:
+    import torch
+
+    from blemish.data.images import find_images
+    from blemish.run.predict import check_output, predict_folder
+
+    out = Path(options.out)
+    check_output(out, resume=resume, overwrite=overwrite)
+    torch.manual_seed(options.seed)
+    refs = find_images(inputs)[: options.limit]
+    detector = blemish.load(**{key: getattr(options, key) for key in LOAD_KEYS}, **own)
+    try:
+        with stop_on_kill(), progress(quiet) as show:
+            summary = predict_folder(
+                detector,
+                refs,
+                out,
+                save=options.kinds,
+                batch_size=options.batch_size,
+                resume=resume,
+                overwrite=overwrite,
+                about={"seed": options.seed, "limit": options.limit},
+                on_record=_record_line if stream else None,
+                on_progress=show,
+            )
+    except KeyboardInterrupt:
+        say(f"interrupted; what is done is in {out}, the same command with --resume goes on")
+        return EXIT_INTERRUPTED
+    if not quiet:
+        _summarise(summary)
+    return summary.exit_code
+
+
+def _record_line(record: Mapping[str, Any]) -> None:
+    try:
+        print(json.dumps(record), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to standard output: {(error.strerror or str(error)).lower()}"
+        ) from error
+
+
+def _summarise(summary: RunSummary) -> None:
+    parts = [f"{summary.done} of {summary.total} images done"]
+    if summary.skipped:
+        parts.append(f"{summary.skipped} of them earlier")
+    if summary.anomalous is not None:
+        parts.append(f"{summary.anomalous} anomalous")
+    if summary.failed:
+        parts.append(f"{summary.failed} failed")
+    say(f"{', '.join(parts)}; {summary.seconds:.1f} s")
+    say(f"gallery: {summary.gallery}")

@@ -1,0 +1,188 @@
+"""What every verb shares: the program, its common options, messages, progress, errors and exit statuses."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import blemish
+from blemish.errors import BlemishError
+
+EXIT_DONE, EXIT_SOME_FAILED, EXIT_NOTHING_DONE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="blemish",
+    help="Zero-shot visual anomaly detection and segmentation with CLIP.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+MethodOption = Annotated[
+    str | None, typer.Option("--method", help="Method; default: the checkpoint's, or anomaly_clip.")
+]
+BackboneOption = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone", help="Name, file, folder or hub repository; default: the checkpoint's, or tiny."
+    ),
+]
+CheckpointOption = Annotated[
+    str | None, typer.Option("--checkpoint", help="Learned parts: our .safetensors or the authors' .pth.")
+]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps. [auto]")]
+PrecisionOption = Annotated[str | None, typer.Option("--precision", help="auto, fp32, bf16 or fp16. [auto]")]
+ImageSizeOption = Annotated[
+    int | None,
+    typer.Option("--image-size", help="Side of the network input in pixels; default: the checkpoint's."),
+]
+BatchSizeOption = Annotated[int | None, typer.Option("--batch-size", help="Images per network pass. [8]")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads; default: one per core.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of all random numbers. [0]")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A method's own option, or preset=NAME; repeatable."),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE.toml", help="The same keys in a file; the command line wins."),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on standard error.")]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="More messages, and tracebacks of errors.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"blemish {blemish.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+@contextlib.contextmanager
+def stop_on_kill() -> Iterator[None]:
+    """Make `kill` end a run as Ctrl-C does: what is being written is finished, then nothing more."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def progress(quiet: bool) -> Iterator[Callable[[int, int, str | None], None]]:
+    """A function (done, total, error) that shows progress on a terminal, and errors anywhere."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total, error: say(f"failed: {one_line(error)}") if error else None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("images", total=None, rate="")
+
+        def show(done: int, total: int, error: str | None) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(task, completed=done, total=total, rate=f"{speed:.1f}/s" if speed else "")
+            if error:
+                bar.console.print(f"failed: {one_line(error)}", markup=False, highlight=False, soft_wrap=True)
+
+        yield show
+
+
+def one_line(text: str) -> str:
+    """Text with what is not printable escaped: a file's name may hold line breaks and terminal commands."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def set_up_messages(quiet: bool, verbose: bool) -> None:
+    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s: %(message)s", force=True)
+    if not verbose:
+        warnings.simplefilter("ignore")
+        # It remarks on damaged files by itself, and the image is reported as failed all the same.
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
+
+class Failed(Exception):
+    """An error that has been shown; carries the exit status."""
+
+
+@contextlib.contextmanager
+def shown_errors(verbose: bool) -> Iterator[None]:
+    """Show errors in one or two lines, with the traceback when `verbose`."""
+    try:
+        yield
+    except BlemishError as error:
+        fail(f"error: {error}", verbose)
+    except BrokenPipeError:
+        # The reader of our output has gone; nothing may be flushed to it at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise Failed from None
+    except Exception as error:
+        first = (str(error) or "no message").splitlines()[0]
+        fail(
+            f"internal error: {type(error).__name__}: {first}\nrun it again with --verbose for the traceback",
+            verbose,
+        )
+
+
+def fail(text: str, verbose: bool) -> None:
+    if verbose:
+        traceback.print_exc()
+    say(text)
+    raise Failed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: the program's own) and return the exit status."""
+    try:
+        return app(args=argv, prog_name="blemish", standalone_mode=False) or EXIT_DONE
+    except Failed:
+        return EXIT_NOTHING_DONE
+    except (KeyboardInterrupt, typer.Abort):
+        say("interrupted")
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        # Usage errors of typer's parser; its exception classes have moved between packages.
+        if not hasattr(error, "format_message"):
+            raise
+        say(usage_message(error))
+        return EXIT_NOTHING_DONE
+
+
+def usage_message(error: Any) -> str:
+    text = str(error.format_message()).strip()
+    context = getattr(error, "ctx", None)
+    if "\n" in text or context is None:
+        return text
+    return f"error: {text.rstrip('.')}. Try '{context.command_path} --help'."
