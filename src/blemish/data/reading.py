@@ -1,0 +1,166 @@
+"""What the readers of all layouts share: listing folders, pairing masks by name, collecting samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blemish.data.find import IMAGE_ENDINGS, natural_key
+from blemish.errors import BadDataset
+from blemish.files import printable_name
+from blemish.types import Sample
+
+NORMAL_NAMES = ("good", "ok", "normal", "no")
+MASK_MARKS = ("_mask", "", "_gt", "_label", "_segmentation")
+MASK_FOLDERS = ("ground_truth", "groundtruth", "ground truth", "gt", "mask", "masks")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something about a dataset that is not as it should be.
+
+    kind: one word for machines, such as "missing" or "mask_size". path: the file or folder; None: the whole.
+    text: one line for people. fatal: this sample cannot be used. remark: good to know, yet nothing is wrong.
+    """
+
+    kind: str
+    path: Path | None
+    text: str
+    fatal: bool = False
+    remark: bool = False
+
+
+@dataclass
+class Reading:
+    """What a reader is asked and what it has found so far.
+
+    root: the folder (or file) that was named. split: "test", "train" or "all". class_name: name for the samples
+    of one-class layouts. mask_rule: which mask values count. variant: what stood behind the colon of a dataset's
+    name ("thirds"), or "".
+    """
+
+    root: Path
+    split: str = "all"
+    class_name: str = ""
+    mask_rule: str = ">0"
+    variant: str = ""
+    samples: list[Sample] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def wants(self, split: str) -> bool:
+        """Whether samples of this split are asked for."""
+        return self.split in (split, "all")
+
+    def add(
+        self,
+        image: Path,
+        label: int | None,
+        mask: Path | None = None,
+        *,
+        class_name: str | None = None,
+        defect: str = "",
+        split: str = "test",
+        box: tuple[int, int, int, int] | None = None,
+    ) -> None:
+        """Take one sample, unless its split is not asked for. class_name: `self.class_name` when None."""
+        if self.wants(split):
+            name = (self.class_name or "object") if class_name is None else class_name
+            self.samples.append(Sample(image, label, mask, name, defect, split, box, self.mask_rule))
+
+    def add_paired(
+        self,
+        images: Sequence[Path],
+        masks: Sequence[Path],
+        *,
+        class_name: str,
+        defect: str,
+        split: str = "test",
+    ) -> None:
+        """Take anomalous pictures with the masks that fit by name; masks left over become problems."""
+        pairs, left = pair_by_stem(images, masks)
+        for image in images:
+            self.add(image, 1, pairs.get(image), class_name=class_name, defect=defect, split=split)
+        if self.wants(split):
+            self.left_over(left)
+
+    def left_over(self, masks: Iterable[Path]) -> None:
+        """Report masks that belong to no picture."""
+        for mask in masks:
+            self.problems.append(
+                Problem("mask_without_image", mask, f"{self.short(mask)}: no picture has this name")
+            )
+
+    def short(self, path: Path) -> str:
+        """A path for people, relative to the root where it lies below it."""
+        base = self.root if self.root.is_dir() else self.root.parent
+        return printable_name(path.relative_to(base) if path.is_relative_to(base) else path)
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Folders in a folder, in natural order, hidden ones left out; empty when it cannot be read."""
+    return [p for p in _entries(folder) if p.is_dir()]
+
+
+def pictures(folder: Path, endings: Sequence[str] = IMAGE_ENDINGS) -> list[Path]:
+    """Files of the given endings directly in a folder, in natural order, hidden ones left out."""
+    return [p for p in _entries(folder) if p.suffix.lower() in endings and not p.is_dir()]
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """Pictures in a folder and, in natural order after them, in its subfolders at any depth."""
+    found = pictures(folder)
+    for child in subfolders(folder):
+        if not child.is_symlink():  # a circular link would never end
+            found += pictures_below(child)
+    return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=natural_key)
+    except OSError:
+        return []
+
+
+def child(folder: Path, *names: str) -> Path | None:
+    """The entry of a folder that has one of these names, without regard to case; earlier names first."""
+    present = {p.name.casefold(): p for p in reversed(_entries(folder))}
+    return next((present[n.casefold()] for n in names if n.casefold() in present), None)
+
+
+def is_normal_name(name: str) -> bool:
+    """Whether a folder of this name holds normal pictures: good, ok, normal, no, in any case."""
+    return name.casefold() in NORMAL_NAMES
+
+
+def pair_by_stem(images: Sequence[Path], masks: Sequence[Path]) -> tuple[dict[Path, Path], list[Path]]:
+    """(picture -> its mask, masks left over), by name and never by position.
+
+    The mask of `x.jpg` is `x_mask`, `x`, `x_GT`, `x_label` or `x_segmentation` with any ending, without regard
+    to case; the first of these when there are several. A mask serves one picture only; of several pictures with
+    its name the one with the same ending, or else the first.
+    """
+    by_stem: dict[str, list[Path]] = {}
+    for mask in masks:
+        by_stem.setdefault(mask.stem.casefold(), []).append(mask)
+    pairs: dict[Path, Path] = {}
+    used: set[Path] = set()
+    for mark in MASK_MARKS:
+        for image in sorted(images, key=lambda p: not _same_ending(p, by_stem.get(p.stem.casefold() + mark))):
+            if image not in pairs:
+                fitting = [m for m in by_stem.get(image.stem.casefold() + mark, ()) if m not in used]
+                if fitting:
+                    pairs[image] = fitting[0]
+                    used.add(fitting[0])
+    return pairs, [mask for mask in masks if mask not in used]
+
+
+def _same_ending(image: Path, masks: Sequence[Path] | None) -> bool:
+    return any(image.suffix.casefold() == mask.suffix.casefold() for mask in masks or ())
+
+
+def no_pictures(root: Path, looked_for: str) -> BadDataset:
+    """The error for a folder that is of a layout and yet holds nothing to use."""
+    return BadDataset(f"no pictures in {printable_name(root)}: looked for {looked_for}")
