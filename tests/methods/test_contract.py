@@ -12,7 +12,7 @@ from small_clip import CONFIG, SIZE, encode, make, make_clip, pick, target
 
 from blemish.clip.config import CLIPConfig
 from blemish.clip.model import CLIP
-from blemish.methods import METHODS, build, presets
+from blemish.methods import METHODS, build, method_class, presets
 from blemish.types import Method, Prediction, Target
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
@@ -167,3 +167,32 @@ def test_builds_without_memory(variant) -> None:
         large = CLIP(CLIPConfig())
     method = build(variant[0], large, **variant[1])
     assert all(p.is_meta for p in method.parameters())
+
+
+RECIPES = {
+    "anomaly_clip": (15, 8, 111, "none", 1e-3),
+    "vcp_clip": (10, 32, 333, "vcp", 4e-5),
+    "vcp_clip_plus": (10, 16, 333, "vcp", 4e-5),
+    "vip2_clip": (10, 8, 111, "none", 1e-3),
+    "gen_clip": (15, 8, 111, "none", 4e-5),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_recipe_of_the_paper(clip: CLIP, name: str) -> None:
+    recipe = method_class(name).training
+    assert list(recipe) == ["epochs", "batch_size", "seed", "augmentation", "learning_rate"]
+    assert tuple(recipe.values()) == RECIPES[name]
+    assert make(clip, (name, {})).parameter_groups()[0]["lr"] == recipe["learning_rate"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_images_without_masks_teach_everything_or_are_refused(clip: CLIP, name: str) -> None:
+    method = make(clip, (name, {})).train()
+    features, unmasked = encode(clip, method, 4), Target(target(4).label)
+    if not method.learns_without_masks:
+        with pytest.raises(ValueError, match="masks"):
+            method.loss(features, unmasked)
+        return
+    torch.stack(list(method.loss(features, unmasked).values())).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in method.parameters())

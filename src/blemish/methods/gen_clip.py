@@ -124,6 +124,15 @@ class GenCLIP(nn.Module):
         "mvp_only": {"alpha": 1.0},
         "no_cnf": {"use_cnf": False},
     }
+    # Rate and epochs are the paper's; batch, seed and the absent augmentation its ancestors'.
+    training: ClassVar[dict[str, Any]] = {
+        "epochs": 15,
+        "batch_size": 8,
+        "seed": 111,
+        "augmentation": "none",
+        "learning_rate": 4e-5,
+    }
+    learns_without_masks: ClassVar[bool] = False
     clip: CLIP
 
     def __init__(self, clip: CLIP, config: GenCLIPConfig | None = None) -> None:

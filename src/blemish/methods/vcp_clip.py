@@ -104,6 +104,15 @@ class VCPCLIP(nn.Module):
         "paper": {"alpha": 0.75, "sigma": 0.0, "image_score": "max"},
         "baseline": {"mini_net": False, "post_vcp": False},
     }
+    # The published recipe on VisA; on MVTec AD the authors use 2e-5 and mosaics ("vcp_mosaic").
+    training: ClassVar[dict[str, Any]] = {
+        "epochs": 10,
+        "batch_size": 32,
+        "seed": 333,
+        "augmentation": "vcp",
+        "learning_rate": 4e-5,
+    }
+    learns_without_masks: ClassVar[bool] = False
     clip: CLIP
 
     def __init__(self, clip: CLIP, config: VCPCLIPConfig | None = None) -> None:

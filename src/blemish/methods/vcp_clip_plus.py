@@ -158,6 +158,15 @@ class VCPCLIPPlus(nn.Module):
         "fixed+loreb+idp": {"uniop": False},
         "full": {"temperature": "fixed", "uniop": True, "loreb": True, "idp": True},
     }
+    # The published recipe on VisA; on MVTec AD the authors add mosaics ("vcp_mosaic").
+    training: ClassVar[dict[str, Any]] = {
+        "epochs": 10,
+        "batch_size": 16,
+        "seed": 333,
+        "augmentation": "vcp",
+        "learning_rate": 4e-5,
+    }
+    learns_without_masks: ClassVar[bool] = False
     clip: CLIP
 
     def __init__(self, clip: CLIP, config: VCPCLIPPlusConfig | None = None) -> None:
