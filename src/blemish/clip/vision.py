@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,56 @@ def resize_positions(table: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
         antialias=mode.endswith("_antialias"),
     )
     return torch.cat([table[:1], rows.flatten(2)[0].t().to(table.dtype)])
+
+
+class Stream(NamedTuple):
+    """A parallel attention stream. name: "vv", "qq" or "kk". start: its first block. ffn: passes the MLP."""
+
+    name: str
+    start: int
+    ffn: bool
+
+
+# (stream, None for the ordinary tokens; block; projected or not) -> tokens
+Tapped = dict[tuple[Stream | None, int, bool], Tensor]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A specification in the terms of one tower.
+
+    taps: its blocks, from 1. streams: each stream's name -> the stream, None for the ordinary tokens. whole: it
+    taps ordinary tokens of the last block; of the others only the class row is computed there.
+    """
+
+    spec: FeatureSpec
+    taps: tuple[int, ...]
+    streams: dict[str, Stream | None]
+    whole: bool
+
+    @classmethod
+    def of(cls, spec: FeatureSpec, depth: int) -> Request:
+        """Raises ValueError for layers that a tower of `depth` blocks does not have."""
+        taps = resolve_layers(spec.layers, depth)
+        start = resolve_layers([spec.stream_start], depth)[0]
+        streams = {
+            name: None if name == "qk" else Stream(name, start, spec.stream_ffn) for name in spec.streams
+        }
+        return cls(spec, taps, streams, "qk" in streams and depth in taps)
+
+    def collect(self, tapped: Tapped) -> dict[str, tuple[Tensor, ...]]:
+        """Its tokens, in the order it names layers."""
+        projected = self.spec.projected
+        return {
+            name: tuple(tapped[key, n, projected] for n in self.taps) for name, key in self.streams.items()
+        }
+
+
+class Rows(NamedTuple):
+    """Which ordinary tokens a block has to compute: all of them, the class token alone, or either way."""
+
+    all: bool
+    class_only: bool
 
 
 class VisionTower(nn.Module):
@@ -99,56 +151,59 @@ class VisionTower(nn.Module):
         self, images: Tensor, spec: FeatureSpec, activation: Callable[[Tensor], Tensor]
     ) -> ImageFeatures:
         """Frozen features of B images as `spec` asks for them; see `CLIP.encode_image`."""
+        return self.forward_shared(images, [spec], activation)[0]
+
+    def forward_shared(
+        self, images: Tensor, specs: Sequence[FeatureSpec], activation: Callable[[Tensor], Tensor]
+    ) -> list[ImageFeatures]:
+        """Features for several specifications from one pass, each as `forward` alone would give them.
+
+        Positions are resized as the first specification says, and `activation` serves all: the caller sees to
+        it that they agree in both (`blemish.clip.shared`).
+        """
         depth = self.config.layers
-        taps = resolve_layers(spec.layers, depth)
-        start = resolve_layers([spec.stream_start], depth)[0]
-        parallel = [s for s in spec.streams if s != "qk"]
-        x, grid = self.embed(images, spec.position_resize)
-        streams: dict[str, Tensor] = {}
-        tapped: dict[tuple[str, int], Tensor] = {}
+        requests = [Request.of(spec, depth) for spec in specs]
+        parallel = dict.fromkeys(key for request in requests for key in request.streams.values() if key)
+        whole = [request.whole for request in requests]
+        x, grid = self.embed(images, specs[0].position_resize)
+        class_row = x[:, :1]
+        streams: dict[Stream, Tensor] = {}
+        tapped: Tapped = {}
         for number, block in enumerate(self.transformer.blocks, start=1):
-            last_rows_unused = number == depth and not ("qk" in spec.streams and depth in taps)
-            if number < start or not parallel:
-                x = self._ordinary(block, x, activation, last_rows_unused)
-            else:
-                x = self._with_streams(
-                    block, x, streams, parallel, activation, spec.stream_ffn, last_rows_unused
-                )
-            if number in taps:
-                for stream in spec.streams:
-                    tapped[stream, number] = self._finish(streams.get(stream, x), spec.projected)
-        cls = x[:, 0]
-        if spec.class_ln_post:
-            cls = self.ln_post(cls)
-        return ImageFeatures(
-            class_feature=cls @ self.proj,
-            tokens={s: tuple(tapped[s, n] for n in taps) for s in spec.streams},
-            grid=grid,
-            image_size=(int(images.shape[-2]), int(images.shape[-1])),
-        )
+            active = [stream for stream in parallel if number >= stream.start]
+            rows = Rows(number < depth or any(whole), number == depth and not all(whole))
+            x, class_row = self._block(block, x, streams, active, activation, rows)
+            for request in requests:
+                for key in request.streams.values() if number in request.taps else ():
+                    place = key, number, request.spec.projected
+                    if place not in tapped:
+                        tokens = x if key is None else streams.get(key, x)
+                        tapped[place] = self._finish(tokens, request.spec.projected)
+        size = int(images.shape[-2]), int(images.shape[-1])
+        return [
+            ImageFeatures(
+                class_feature=self._class_feature((x if request.whole else class_row)[:, 0], request.spec),
+                tokens=request.collect(tapped),
+                grid=grid,
+                image_size=size,
+            )
+            for request in requests
+        ]
+
+    def _class_feature(self, tokens: Tensor, spec: FeatureSpec) -> Tensor:
+        out: Tensor = (self.ln_post(tokens) if spec.class_ln_post else tokens) @ self.proj
+        return out
 
     @staticmethod
-    def _ordinary(
-        block: Block, x: Tensor, activation: Callable[[Tensor], Tensor], class_only: bool
-    ) -> Tensor:
-        if not class_only:
-            out: Tensor = block(x, activation)
-            return out
-        query, key, value = block.attn.qkv(block.ln_1(x))
-        x = x[:, :1] + block.attn.attend(query[:, :, :1], key, value)
-        return block.feed_forward(x, activation)
-
-    @staticmethod
-    def _with_streams(
+    def _block(
         block: Block,
         x: Tensor,
-        streams: dict[str, Tensor],
-        parallel: list[str],
+        streams: dict[Stream, Tensor],
+        active: Sequence[Stream],
         activation: Callable[[Tensor], Tensor],
-        ffn: bool,
-        class_only: bool,
-    ) -> Tensor:
-        """One block of the ordinary stream, and of each parallel stream (AnomalyCLIP's DPAM).
+        rows: Rows,
+    ) -> tuple[Tensor, Tensor]:
+        """One block of the ordinary tokens, and of each active parallel stream (AnomalyCLIP's DPAM).
 
         A parallel stream starts as the ordinary tokens before its first block and only ever adds
         out_proj(softmax(R R^T / sqrt(d)) V), R being the queries, keys or values of the *ordinary* tokens;
@@ -157,16 +212,20 @@ class VisionTower(nn.Module):
         """
         attn = block.attn
         query, key, value = attn.qkv(block.ln_1(x))
-        for stream in parallel:
-            same = {"vv": value, "qq": query, "kk": key}[stream]
+        for stream in active:
+            same = {"vv": value, "qq": query, "kk": key}[stream.name]
             step = attn.attend(same, same, value)
-            if ffn and stream in streams:
+            if stream.ffn and stream in streams:
                 streams[stream] = block.feed_forward(x + step, activation)
             else:
                 streams[stream] = streams.get(stream, x) + step
-        if class_only:
-            x, query = x[:, :1], query[:, :, :1]
-        return block.feed_forward(x + attn.attend(query, key, value), activation)
+        class_row = x[:, :1]
+        if rows.class_only:
+            class_row = class_row + attn.attend(query[:, :, :1], key, value)
+            class_row = block.feed_forward(class_row, activation)
+        if rows.all:
+            x = block.feed_forward(x + attn.attend(query, key, value), activation)
+        return x, class_row
 
     def _finish(self, tokens: Tensor, projected: bool) -> Tensor:
         return self.ln_post(tokens) @ self.proj if projected else tokens

@@ -1,0 +1,51 @@
+"""One pass of the image tower for several methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..types import FeatureSpec, ImageFeatures
+from .layers import ACTIVATION_FUNCTIONS
+from .model import CLIP
+
+
+def shared_passes(clip: CLIP, specs: Sequence[FeatureSpec], size: tuple[int, int]) -> list[list[int]]:
+    """Which specifications one pass can serve: groups of their indices, each in the order given.
+
+    Specifications part ways where the tower's first block does: at the activation, and at how positions are
+    resized unless an input of `size` (H, W) has the tower's own grid. Layers, streams and projection are
+    taken from one pass.
+    """
+    groups: dict[tuple[str, str], list[int]] = {}
+    for index, spec in enumerate(specs):
+        groups.setdefault(_key(clip, spec, size), []).append(index)
+    return list(groups.values())
+
+
+def encode_shared(clip: CLIP, images: Tensor, specs: Sequence[FeatureSpec]) -> list[ImageFeatures]:
+    """Features for several specifications, in their order, equal bit for bit to `encode_image` with each alone.
+
+    images: (B, 3, H, W), normalised, sides multiples of the patch size. Specifications that agree in what the
+    first block sees share one pass (`shared_passes`); their tokens may be the same tensors and must not be
+    changed in place. Raises ValueError as `encode_image` does.
+    """
+    images = images.to(clip.dtype)
+    size = int(images.shape[-2]), int(images.shape[-1])
+    found: dict[int, ImageFeatures] = {}
+    for group in shared_passes(clip, specs, size):
+        own = [specs[i] for i in group]
+        activation = ACTIVATION_FUNCTIONS[_activation(clip, own[0])]
+        found |= zip(group, clip.visual.forward_shared(images, own, activation), strict=True)
+    return [found[i] for i in range(len(specs))]
+
+
+def _key(clip: CLIP, spec: FeatureSpec, size: tuple[int, int]) -> tuple[str, str]:
+    vision = clip.config.vision
+    own_grid = size == (vision.grid * vision.patch_size,) * 2
+    return _activation(clip, spec), "" if own_grid else spec.position_resize
+
+
+def _activation(clip: CLIP, spec: FeatureSpec) -> str:
+    return clip.config.activation if spec.activation == "native" else spec.activation
