@@ -32,6 +32,8 @@ class FeatureSpec:
     position_resize: how the position table is resized to another grid, always from the original table.
     activation: "native" keeps the backbone's own MLP activation.
     cacheable: False for methods that learn inside the image tower.
+    class_size: side in pixels of a second input from which the unmodified CLIP makes one more class feature;
+        None for none.
     """
 
     layers: tuple[int | float, ...] = (1.0,)
@@ -43,10 +45,13 @@ class FeatureSpec:
     position_resize: str = "bicubic"
     activation: str = "native"
     cacheable: bool = True
+    class_size: int | None = None
 
     def __post_init__(self) -> None:
         if not self.layers:
             raise ValueError("FeatureSpec.layers is empty; name at least one block, such as (24,) or (1.0,)")
+        if self.class_size is not None and self.class_size < 1:
+            raise ValueError(f"FeatureSpec.class_size is {self.class_size}; expected a side in pixels")
         for name, value, choices in (
             ("position_resize", self.position_resize, POSITION_RESIZES),
             ("activation", self.activation, ACTIVATIONS),
@@ -65,12 +70,15 @@ class ImageFeatures:
         class token, then the patches row by row; C is D when projected and the tower's width W otherwise.
     grid: (rows, columns), N = rows * columns.
     image_size: (H, W) in pixels of the network input; maps are made at this size.
+    plain_class_feature: (B, D), CLIP's own class feature at `FeatureSpec.class_size`, projected, not
+        normalised; None when it was not asked for.
     """
 
     class_feature: Tensor
     tokens: dict[str, tuple[Tensor, ...]]
     grid: tuple[int, int]
     image_size: tuple[int, int]
+    plain_class_feature: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.class_feature.shape[0])

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from blemish.clip.config import CLIPConfig, TextConfig, VisionConfig
 from blemish.clip.layers import resolve_layers
-from blemish.clip.model import CLIP, DeepPrompts
+from blemish.clip.model import CLIP, DeepPrompts, resize_images
 from blemish.clip.vision import resize_positions
 from blemish.clip.weights import load_clip
+from blemish.data.transforms import preprocess
 from blemish.types import FeatureSpec
 
 SMALL = CLIPConfig(
@@ -221,3 +225,40 @@ def test_lite_stem_gives_a_grid_of_sixteen_pixel_patches() -> None:
     features = clip.encode_image(images(2, 80, 48))
     assert features.grid == (5, 3)
     assert torch.isfinite(features.tokens["qk"][0]).all()
+
+
+def test_second_class_feature_is_the_unmodified_clips(clip: CLIP) -> None:
+    pixels = images(height=48, width=56)
+    odd = FeatureSpec(layers=(2, 4), projected=False, class_ln_post=False, activation="gelu")
+    first = clip.encode_image(pixels, odd)
+    both = clip.encode_image(pixels, replace(odd, class_size=32))
+    assert first.plain_class_feature is None and both.plain_class_feature is not None
+    assert torch.equal(both.class_feature, first.class_feature)
+    assert torch.equal(both.tokens["qk"][0], first.tokens["qk"][0])
+    close(both.plain_class_feature, clip.encode_image(resize_images(pixels, (32, 32))).class_feature)
+    # An input of that size is taken as it is.
+    same = clip.encode_image(images(), FeatureSpec(class_size=32))
+    assert same.plain_class_feature is not None
+    assert torch.equal(same.plain_class_feature, same.class_feature)
+    with pytest.raises(ValueError, match="divisible by 8"):
+        clip.encode_image(images(), FeatureSpec(class_size=20))
+    with pytest.raises(ValueError, match="class_size is 0"):
+        FeatureSpec(class_size=0)
+
+
+@pytest.mark.parametrize("size", [(24, 40), (96, 64)])
+def test_resized_inputs_are_near_those_of_the_file(size: tuple[int, int]) -> None:
+    """Prepared at one size and resized, against prepared from the picture at once."""
+    generator = np.random.default_rng(0)
+    coarse = Image.fromarray(generator.integers(60, 196, (9, 11, 3), dtype=np.uint8))
+    picture = np.asarray(coarse.resize((150, 130), Image.Resampling.BICUBIC))
+    mean, std = SMALL.mean, SMALL.std
+    first = torch.from_numpy(preprocess(picture, (72, 72), mean, std))[None]
+    got = resize_images(first, size)
+    expected = torch.from_numpy(preprocess(picture, size, mean, std))[None]
+    # One grey value of 255 is about 0.015 here; resizing twice blurs by no more than two.
+    assert (got - expected).abs().max() < 0.04 and (got - expected).abs().mean() < 0.008
+    # The kernel is PIL's: the same picture, resized once, differs by its rounding (after each direction) alone.
+    direct = torch.from_numpy(preprocess(picture, picture.shape[:2], mean, std))[None]
+    assert (resize_images(direct, size) - expected).abs().max() < 1.1 / 255 / min(std)
+    assert resize_images(got, size) is got

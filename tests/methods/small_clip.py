@@ -42,7 +42,9 @@ def encode(clip: CLIP, method: Any, count: int, seed: int = 0) -> ImageFeatures:
 
 def pick(features: ImageFeatures, rows: Any) -> ImageFeatures:
     tokens = {stream: tuple(t[rows] for t in layers) for stream, layers in features.tokens.items()}
-    return ImageFeatures(features.class_feature[rows], tokens, features.grid, features.image_size)
+    plain = features.plain_class_feature
+    plain = None if plain is None else plain[rows]
+    return ImageFeatures(features.class_feature[rows], tokens, features.grid, features.image_size, plain)
 
 
 def target(count: int) -> Target:

@@ -30,6 +30,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("gen_clip", {"mvp_pool": "patch", "mvp_norm": "layernorm", "deep_mode": "overwrite", "n_query": 3}),
     ("gen_clip", {"deep_proj": True, "dropout": 0.0, "deep_depth": 2, "image_score": "max"}),
     ("gen_clip", {"trailing_object": True, "trailing_period": True, "dice_both": True, "layers": (2, 1.0)}),
+    ("gen_clip", {"cnf_image_size": 56}),
     ("vip2_clip", {"legacy_state_word": True, "fgp_heads": 5, "use_utpa": False, "sigma": 0.0}),
 ]
 
@@ -180,7 +181,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_recipe_of_the_paper(clip: CLIP, name: str) -> None:
-    recipe = method_class(name).training
+    recipe = method_class(name).recipe
     assert list(recipe) == ["epochs", "batch_size", "seed", "augmentation", "learning_rate"]
     assert tuple(recipe.values()) == RECIPES[name]
     assert make(clip, (name, {})).parameter_groups()[0]["lr"] == recipe["learning_rate"]

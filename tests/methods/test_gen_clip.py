@@ -207,6 +207,30 @@ def test_filter_uses_the_image_feature(clip: CLIP) -> None:
 
 
 @torch.no_grad()
+def test_names_are_judged_at_another_size(clip: CLIP) -> None:
+    method = make(clip, (NAME, {"cnf_image_size": 24}))
+    assert method.needs.class_size == 24 and make(clip, (NAME, {})).needs.class_size is None
+    features = encode(clip, method, 2)
+    plain = features.plain_class_feature
+    assert plain is not None and plain.shape == features.class_feature.shape
+    assert not torch.allclose(plain, features.class_feature)
+    own, other = (method.names._text(f"A photo of {words}") for words in ("a screw", "an object"))
+    features.class_feature, features.plain_class_feature = (
+        torch.stack([own, other]),
+        torch.stack([other, own]),
+    )
+    assert method(features, ["screw"] * 2).details["class_terms"] == ["object", "screw"]
+    features.plain_class_feature = None
+    assert method(features, ["screw"] * 2).details["class_terms"] == ["screw", "object"]
+    # Without filtering, and without the branch that knows names, there is no second pass.
+    for off in ({"use_cnf": False}, {"alpha": 0.0}):
+        assert make(clip, (NAME, {"cnf_image_size": 24} | off)).needs.class_size is None
+    assert make_config(NAME, cnf_image_size="none").cnf_image_size is None
+    with pytest.raises(BadOption, match="cnf_image_size 25 is no multiple of the patch size 8"):
+        build(NAME, clip, cnf_image_size=25)
+
+
+@torch.no_grad()
 def test_names_of_neighbours_do_not_matter(clip: CLIP) -> None:
     method = randomised(clip, use_cnf=False)
     features = encode(clip, method, 2)
@@ -296,6 +320,8 @@ def test_presets_are_the_ablation() -> None:
         ({"n_query": 0}, "n_query is 0"),
         ({"state_words": ["good"]}, "expected two words"),
         ({"generic_term": " "}, "generic_term is empty"),
+        ({"cnf_image_size": 0}, "cnf_image_size is 0; expected 1 or more"),
+        ({"cnf_image_size": "large"}, "cnf_image_size is 'large'"),
         ({"mvp_pool": "mean"}, "choose from 'all', 'patch', 'cls'"),
         ({"pos_interp": "nearest"}, "choose from 'bilinear'"),
     ],

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..types import FeatureSpec, ImageFeatures
@@ -46,6 +47,19 @@ class DeepPrompts:
         """How many positions the sequence grows by."""
         first = self.tokens[0] if self.insert else None
         return 0 if first is None else int(first.shape[-2])
+
+
+def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Network inputs (B, 3, H, W) at another size, (B, 3, *size), in float32.
+
+    Bicubic with antialiasing, the kernel of PIL's resize. Resizing is linear, so it may follow the
+    normalisation; but a picture of another size has then been resized twice, first to the network's size, and
+    values are neither rounded nor clipped: this is near, and not equal to, preparing the file anew.
+    """
+    if tuple(images.shape[-2:]) == size:
+        return images
+    # Autocast and half-precision inputs would lose what the antialiasing sums up.
+    return F.interpolate(images.float(), size=size, mode="bicubic", align_corners=False, antialias=True)
 
 
 class CLIP(nn.Module):
@@ -96,7 +110,19 @@ class CLIP(nn.Module):
         """
         spec = spec or FeatureSpec()
         features: ImageFeatures = self.visual(images.to(self.dtype), spec, self._activation(spec.activation))
+        features.plain_class_feature = self.plain_class_feature(images, spec)
         return features
+
+    def plain_class_feature(self, images: Tensor, spec: FeatureSpec) -> Tensor | None:
+        """The second class feature that `spec` asks for, (B, D), not normalised; None when it asks for none.
+
+        images: as for `encode_image`; resized to `spec.class_size` and seen by the tower without any change.
+        """
+        if spec.class_size is None:
+            return None
+        second = resize_images(images, (spec.class_size, spec.class_size))
+        own = FeatureSpec(position_resize=spec.position_resize)
+        return self.encode_image(second, own).class_feature
 
     def embed(self, ids: Tensor) -> Tensor:
         """Word embeddings without positions: (..., T) ids -> (..., T, W)."""

@@ -51,7 +51,7 @@ def check_options(config: Any) -> None:
             for v in value if isinstance(value, tuple) else (value,):
                 if v not in choices:
                     raise BadOption(f"option {f.name} is {v!r}; choose from {', '.join(map(repr, choices))}")
-        if least is not None and not value >= least:
+        if least is not None and value is not None and not value >= least:
             raise BadOption(f"option {f.name} is {value!r}; expected {least} or more")
 
 
@@ -123,6 +123,8 @@ def _typed(known: Option, value: Any) -> Any:
         value = tuple(value)
     if known.type is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if value in ("none", "null") and type(None) in _members(known.type):
+        value = None
     if get_origin(known.type) is tuple:
         allowed = _members(get_args(known.type)[0])
         fits = isinstance(value, tuple) and bool(value) and all(_is(v, allowed) for v in value)

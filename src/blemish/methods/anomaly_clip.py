@@ -79,7 +79,7 @@ class AnomalyCLIP(nn.Module):
         "paper": {"layers": (0.25, 0.5, 0.75, 1.0), "local_weight": 1.0}
     }
     # The published recipe: VisA's or MVTec AD's test split, the last epoch is the result.
-    training: ClassVar[dict[str, Any]] = {
+    recipe: ClassVar[dict[str, Any]] = {
         "epochs": 15,
         "batch_size": 8,
         "seed": 111,

@@ -69,6 +69,12 @@ class GenCLIPConfig:
     cnf_scope: str = option(
         "image", "class names are judged per image, or by majority of a class's images", ("image", "class")
     )
+    cnf_image_size: int | None = option(
+        None,
+        "input side in pixels at which class names are judged, by a second pass of the image tower (CLIP's own"
+        " is 336 for ViT-L-14-336); none: the pass that makes the map",
+        least=1,
+    )
     generic_term: str = option("object", "what stands for a class name that is missing or does not fit")
     sigma: float = option(9.0, "standard deviation of the map's smoothing, in pixels", least=0)
     image_score: str = option(
@@ -125,7 +131,7 @@ class GenCLIP(nn.Module):
         "no_cnf": {"use_cnf": False},
     }
     # Rate and epochs are the paper's; batch, seed and the absent augmentation its ancestors'.
-    training: ClassVar[dict[str, Any]] = {
+    recipe: ClassVar[dict[str, Any]] = {
         "epochs": 15,
         "batch_size": 8,
         "seed": 111,
@@ -142,7 +148,15 @@ class GenCLIP(nn.Module):
         object.__setattr__(self, "clip", clip)
         shape, text = clip.config, clip.config.text
         self.blocks = resolve_layers(config.layers, shape.vision.layers)
-        self.needs = FeatureSpec(layers=config.layers, projected=False, position_resize=config.pos_interp)
+        second, patch = config.cnf_image_size, shape.vision.patch_size
+        if second is not None and second % patch:
+            raise ValueError(f"cnf_image_size {second} is no multiple of the patch size {patch}")
+        self.needs = FeatureSpec(
+            layers=config.layers,
+            projected=False,
+            position_resize=config.pos_interp,
+            class_size=second if config.use_cnf and config.alpha > 0 else None,
+        )
         top = float(len(self.blocks))
         self.map_range = (0.0, top)
         # The weight is at most n2 / n1, and rounding of the scaled numbers less than doubles that.
@@ -276,7 +290,7 @@ class GenCLIP(nn.Module):
         return torch.stack([known[term] for term in terms]).expand(len(self.blocks), -1, -1, -1)
 
     def class_terms(self, class_feature: Tensor, names: Sequence[str] | None, filtered: bool) -> list[str]:
-        """What stands for the class names of B images. class_feature: (B, D); filtered: with CNF."""
+        """What stands for the class names of B images. class_feature: (B, D), CLIP's own; filtered: with CNF."""
         if names is None:
             return [self.config.generic_term] * len(class_feature)
         if len(names) != len(class_feature):
@@ -306,7 +320,9 @@ class GenCLIP(nn.Module):
         details: dict[str, Any] = {}
         parts = []
         if alpha > 0:
-            terms = self.class_terms(features.class_feature, class_names, self.config.use_cnf)
+            seen = features.plain_class_feature
+            seen = features.class_feature if seen is None else seen
+            terms = self.class_terms(seen, class_names, self.config.use_cnf)
             text = self.vision_features(features, terms)
             vision = self._sum(patches, text, features)
             details |= {"class_terms": terms, "text_features": text, "vision_map": vision}

@@ -105,7 +105,7 @@ class VCPCLIP(nn.Module):
         "baseline": {"mini_net": False, "post_vcp": False},
     }
     # The published recipe on VisA; on MVTec AD the authors use 2e-5 and mosaics ("vcp_mosaic").
-    training: ClassVar[dict[str, Any]] = {
+    recipe: ClassVar[dict[str, Any]] = {
         "epochs": 10,
         "batch_size": 32,
         "seed": 333,

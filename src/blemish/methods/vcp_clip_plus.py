@@ -159,7 +159,7 @@ class VCPCLIPPlus(nn.Module):
         "full": {"temperature": "fixed", "uniop": True, "loreb": True, "idp": True},
     }
     # The published recipe on VisA; on MVTec AD the authors add mosaics ("vcp_mosaic").
-    training: ClassVar[dict[str, Any]] = {
+    recipe: ClassVar[dict[str, Any]] = {
         "epochs": 10,
         "batch_size": 16,
         "seed": 333,

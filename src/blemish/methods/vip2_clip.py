@@ -114,7 +114,7 @@ class ViP2CLIP(nn.Module):
         "no_utpa": {"use_utpa": False},
     }
     # The published recipe, on VisA and on MVTec AD; the last epoch is the result.
-    training: ClassVar[dict[str, Any]] = {
+    recipe: ClassVar[dict[str, Any]] = {
         "epochs": 10,
         "batch_size": 8,
         "seed": 111,
