@@ -48,6 +48,9 @@ def assert_equal(found: ImageFeatures, alone: ImageFeatures) -> None:
     for stream, layers in alone.tokens.items():
         assert len(found.tokens[stream]) == len(layers)
         assert all(torch.equal(a, b) for a, b in zip(found.tokens[stream], layers, strict=True))
+    assert (found.plain_class_feature is None) == (alone.plain_class_feature is None)
+    if found.plain_class_feature is not None and alone.plain_class_feature is not None:
+        assert torch.equal(found.plain_class_feature, alone.plain_class_feature)
     assert (found.grid, found.image_size) == (alone.grid, alone.image_size)
 
 
@@ -110,3 +113,14 @@ def test_wrong_layers_and_sizes_are_refused(clip: CLIP) -> None:
     with pytest.raises(ValueError, match="divisible by 8"):
         encode_shared(clip, images(30), [FeatureSpec()])
     assert encode_shared(clip, images(), []) == []
+
+
+def test_second_inputs_are_passed_for_those_who_asked(clip: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = [FeatureSpec(), FeatureSpec(layers=(4, 2), class_size=24)]
+    alone = [clip.encode_image(images(), spec) for spec in specs]
+    calls = count_blocks(clip, monkeypatch)
+    found = encode_shared(clip, images(), specs)
+    assert len(calls) == 2
+    for a, b in zip(found, alone, strict=True):
+        assert_equal(a, b)
+    assert found[0].plain_class_feature is None and found[1].plain_class_feature is not None
