@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from blemish.data.reading import (
+    ABNORMAL_NAMES,
     MASK_FOLDERS,
     Reading,
+    WrongLayout,
     child,
     is_normal_name,
     no_pictures,
+    pair_by_stem,
     pictures,
+    pictures_below,
     subfolders,
 )
 from blemish.errors import BadDataset
@@ -75,3 +80,127 @@ def _read_class(reading: Reading, name: str, folder: Path) -> None:
     for kind in subfolders(truth) if truth is not None and reading.wants("test") else ():
         if kind.name.casefold() not in tested:
             reading.left_over(pictures(kind))
+
+
+def has_labelled_folders(root: Path) -> bool:
+    """Whether a folder of normal pictures lies beside another of pictures."""
+    normal, abnormal, _ = _labelled_folders(root)
+    return bool(normal) and bool(abnormal)
+
+
+def read_folders(reading: Reading) -> None:
+    """Folders of normal and of anomalous pictures side by side, and one of masks.
+
+    Names are recognised (good, ok, normal, no; bad, defect, yes and the like; mask, ground_truth). Beside a normal
+    folder and without a known name for the anomalous ones, all other folders count as anomalous. The variant
+    "normal=a,abnormal=b+c,mask=d" names them. Without any such folder all pictures are taken without a label.
+    Raises BadDataset when a named folder is missing, or nothing is found.
+    """
+    if reading.variant:
+        parts = named_folders(reading.root, reading.variant)
+        normal, abnormal, masks = parts["normal"], parts["abnormal"], parts["mask"]
+    else:
+        normal, abnormal, masks = _labelled_folders(reading.root)
+        if not normal or not abnormal:
+            read_bare(reading)
+            return
+        used = {*normal, *abnormal, *masks}
+        if ignored := [p.name for p in subfolders(reading.root) if p not in used and pictures_below(p)]:
+            reading.notes.append(f"not used: {', '.join(ignored)}; name them as folder:abnormal=NAME+NAME")
+    take_folders(reading, normal, abnormal, masks)
+    if not reading.samples and reading.split != "train":
+        raise no_pictures(reading.root, ", ".join(p.name for p in (*normal, *abnormal)))
+
+
+def named_folders(root: Path, text: str) -> dict[str, list[Path]]:
+    """The folders of "normal=a,abnormal=b+c,mask=d", below the root or absolute. Raises BadDataset."""
+    found: dict[str, list[Path]] = {"normal": [], "abnormal": [], "mask": []}
+    for part in text.split(","):
+        key, _, names = part.partition("=")
+        if key.strip() not in found or not names:
+            raise BadDataset(f"folder:{text} is not understood; expected folder:normal=A,abnormal=B+C,mask=D")
+        found[key.strip()] += [root / name.strip() for name in names.split("+")]
+    for folder in (f for folders in found.values() for f in folders):
+        if not folder.is_dir():
+            raise BadDataset(f"{printable_name(folder)}: no such folder, though folder:{text} names it")
+    return found
+
+
+def take_folders(
+    reading: Reading, normal: Sequence[Path], abnormal: Sequence[Path], masks: Sequence[Path]
+) -> None:
+    """Take all pictures of normal and of anomalous folders, with masks of equal name from the mask folders."""
+    clean = [image for folder in normal for image in pictures_below(folder)]
+    for folder in normal:
+        for image in pictures_below(folder):
+            reading.add(image, 0, defect=folder.name)
+    files = [mask for folder in masks for mask in pictures_below(folder)]
+    left = set(files)
+    for folder in abnormal:
+        images = pictures_below(folder)
+        # masks/<defect>/x.png belongs to <defect>/x.png though another defect has an x.png too
+        own = [m for m in files if m in left and folder.name in m.parts[-2:-1]]
+        pairs, _ = pair_by_stem(images, own or [m for m in files if m in left])
+        left -= set(pairs.values())
+        for image in images:
+            reading.add(image, 1, pairs.get(image), defect=folder.name)
+    left -= set(pair_by_stem(clean, [m for m in files if m in left])[0].values())
+    if reading.wants("test"):
+        reading.left_over(m for m in files if m in left)
+
+
+def _labelled_folders(root: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """(normal, anomalous, mask) folders, by their names."""
+    folders = subfolders(root)
+    masks = [p for p in folders if p.name.casefold() in MASK_FOLDERS]
+    normal = [p for p in folders if is_normal_name(p.name) and pictures_below(p)]
+    known = [p for p in folders if p.name.casefold() in ABNORMAL_NAMES and pictures_below(p)]
+    others = [p for p in folders if p not in normal and p not in masks and pictures_below(p)]
+    return normal, known or others, masks
+
+
+def read_bare(reading: Reading) -> None:
+    """All pictures below a folder, without labels; files named like masks are left out. Raises BadDataset."""
+    found = pictures_below(reading.root)
+    for image in found:
+        if not image.stem.casefold().endswith("_mask"):
+            reading.add(image, None, defect=image.parent.name if image.parent != reading.root else "")
+    if not found:
+        raise no_pictures(reading.root, "pictures in the folder and below it")
+    reading.notes.append("no labels: the pictures can be scored, and nothing can be measured on them")
+    if skipped := len(found) - len(reading.samples):
+        reading.notes.append(f"{skipped} files named *_mask were left out")
+
+
+IMAGE_FOLDERS = ("images", "image", "original", "img", "imgs", "test-image")
+MASK_PARTNERS = (*MASK_FOLDERS, "test-mask")
+
+
+def image_mask_folders(root: Path) -> tuple[Path, Path] | None:
+    """(folder of pictures, folder of their masks) directly in a root, by their names; None when there are not both.
+
+    Beside a mask folder the only other folder with pictures counts, whatever its name.
+    """
+    masks = child(root, *MASK_PARTNERS) or _ending(root, "groundtruth")
+    if masks is None or not pictures(masks):
+        return None
+    images = child(root, *IMAGE_FOLDERS)
+    others = [p for p in subfolders(root) if p != masks and pictures(p)]
+    if images is None or not pictures(images):
+        images = others[0] if len(others) == 1 else None
+    return None if images is None or is_normal_name(images.name) else (images, masks)
+
+
+def _ending(root: Path, ending: str) -> Path | None:
+    return next((p for p in subfolders(root) if p.name.casefold().endswith(ending)), None)
+
+
+def read_images_masks(reading: Reading) -> None:
+    """Pictures in one folder and a mask for each in another: all of them anomalous. Raises WrongLayout."""
+    folders = image_mask_folders(reading.root)
+    if folders is None:
+        raise WrongLayout(f"{printable_name(reading.root)}: no folder of pictures beside one of masks")
+    images, masks = folders
+    name = reading.class_name or "object"
+    reading.add_paired(pictures(images), pictures(masks), class_name=name, defect=images.name)
+    reading.notes.append("every picture counts as anomalous: no image-level AUROC")

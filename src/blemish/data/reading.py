@@ -12,8 +12,16 @@ from blemish.files import printable_name
 from blemish.types import Sample
 
 NORMAL_NAMES = ("good", "ok", "normal", "no")
+ABNORMAL_NAMES = (
+    *("bad", "ko", "ng", "nok", "not_good", "yes", "abnormal", "anomaly", "anomalies", "anomalous"),
+    *("defect", "defects", "defective", "faulty"),
+)
 MASK_MARKS = ("_mask", "", "_gt", "_label", "_segmentation")
 MASK_FOLDERS = ("ground_truth", "groundtruth", "ground truth", "gt", "mask", "masks")
+
+
+class WrongLayout(BadDataset):
+    """The folder is not of the layout that was tried; another may fit."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +44,12 @@ class Reading:
     """What a reader is asked and what it has found so far.
 
     root: the folder (or file) that was named. split: "test", "train" or "all". class_name: name for the samples
-    of one-class layouts. mask_rule: which mask values count. variant: what stood behind the colon of a dataset's
-    name ("thirds"), or "".
+    of one-class layouts. variant: what stood behind the colon of a dataset's name ("thirds"), or "".
     """
 
     root: Path
     split: str = "all"
     class_name: str = ""
-    mask_rule: str = ">0"
     variant: str = ""
     samples: list[Sample] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -67,7 +73,7 @@ class Reading:
         """Take one sample, unless its split is not asked for. class_name: `self.class_name` when None."""
         if self.wants(split):
             name = (self.class_name or "object") if class_name is None else class_name
-            self.samples.append(Sample(image, label, mask, name, defect, split, box, self.mask_rule))
+            self.samples.append(Sample(image, label, mask, name, defect, split, box))
 
     def add_paired(
         self,
@@ -111,9 +117,9 @@ def pictures(folder: Path, endings: Sequence[str] = IMAGE_ENDINGS) -> list[Path]
 def pictures_below(folder: Path) -> list[Path]:
     """Pictures in a folder and, in natural order after them, in its subfolders at any depth."""
     found = pictures(folder)
-    for child in subfolders(folder):
-        if not child.is_symlink():  # a circular link would never end
-            found += pictures_below(child)
+    for inner in subfolders(folder):
+        if not inner.is_symlink():  # a circular link would never end
+            found += pictures_below(inner)
     return found
 
 
