@@ -77,7 +77,7 @@ def merge_options(
 
     kind: the frozen dataclass of the command's options. owner: the command, for error texts. config: the
     --config file. given: options of the command line by name, None where not given. settings: the texts given
-    to --set; only who builds the method knows whose options they should be, and checks them.
+    to --set; those that are no option of the command are the method's, which who builds it checks.
     Raises UnknownName for a key of the file that no command or method has, BadOption for a wrong value.
     """
     from blemish.methods import METHODS, options_of
@@ -89,8 +89,9 @@ def merge_options(
     for key in sorted(own.keys() - allowed):
         near = difflib.get_close_matches(key, allowed, n=1)
         raise UnknownName(f"key in {config}", key, [*fields, *near])
-    own |= parse_settings(settings)
     chosen = {key: value for key, value in in_file.items() if key in fields}
+    for key, value in parse_settings(settings).items():
+        (chosen if key in fields else own)[key] = value
     chosen |= {key: value for key, value in given.items() if value is not None}
     return kind(**typed_options(kind, chosen, owner)), own
 

@@ -31,6 +31,7 @@ DEFAULT_METHOD = "anomaly_clip"
 DEFAULT_BACKBONE = "tiny"
 OFFICIAL_BACKBONE = "ViT-L-14-336"
 PAPERS_IMAGE_SIZE = 518
+EMBEDDED_IMAGE_SIZE = 320
 EMBEDDED = Path(__file__).parent / "clip" / "tiny"
 log = logging.getLogger(__name__)
 
@@ -107,8 +108,11 @@ def load(
 
 
 def default_image_size(config: CLIPConfig) -> int:
-    """Network input when nothing names one: the papers' 518 pixels for L/14@336, else the backbone's own."""
+    """Network input when nothing names one: the papers' 518 pixels for L/14@336, 320 for the embedded
+    backbone, as its checkpoints have it, else the backbone's own."""
     vision = config.vision
+    if config.name == DEFAULT_BACKBONE:
+        return EMBEDDED_IMAGE_SIZE
     is_papers = (vision.patch_size, vision.image_size) == (14, 336)
     return PAPERS_IMAGE_SIZE if is_papers else vision.image_size
 

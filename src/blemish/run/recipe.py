@@ -1,0 +1,125 @@
+"""The options of `blemish train`, and what they come to with a method's own recipe."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from blemish.data.augment import AUGMENTATIONS
+from blemish.detector import check_image_size
+from blemish.device import PRECISIONS
+from blemish.errors import BadOption, UnknownName
+from blemish.loading import default_image_size
+from blemish.methods import method_class
+
+if TYPE_CHECKING:
+    from blemish.clip.model import CLIP
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The keys of `blemish train`, on the command line and in a --config file; None: the method's own recipe.
+
+    method: what to train. data, dataset: folders of auxiliary data and, where their layout is not told by
+    itself, one dataset name for each; split: "test" (as all papers do), "train" or "all". out: the folder that
+    receives the run. backbone, device, image_size, threads: as in `blemish.load`. precision: of the products;
+    "auto" and "fp32" are exact, "bf16" and "fp16" are autocast with losses and learned parts in fp32.
+    epochs, batch_size (over all processes), learning_rate, seed, augmentation ("none", "vcp", "vcp_mosaic"):
+    the recipe. schedule: of the learning rate, "constant", or falling to 0 as "linear" or "cosine". betas,
+    weight_decay: of Adam. map_size: side at which maps and masks are compared; None is the image size.
+    cache: "off" encodes every picture in every epoch, a number keeps so many drawings of each (1 without
+    augmentation); "auto" is 1 without augmentation, else off. cache_dir, cache_storage: where, and "fp16",
+    "bf16" or "int8". validate_classes: classes to hold out and report on after each epoch. strict: refuse
+    data with anything odd. class_name: in place of the dataset's. limit: only so many images.
+    """
+
+    method: str = ""
+    data: tuple[str, ...] = ()
+    dataset: tuple[str, ...] = ()
+    split: str = "test"
+    out: str = "blemish-train"
+    backbone: str = "tiny"
+    device: str = "auto"
+    precision: str = "auto"
+    image_size: int | None = None
+    threads: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    seed: int | None = None
+    augmentation: str | None = None
+    schedule: str = "constant"
+    betas: tuple[float, ...] | None = None
+    weight_decay: float = 0.0
+    map_size: int | None = None
+    cache: str | int = "auto"
+    cache_dir: str | None = None
+    cache_storage: str = "fp16"
+    validate_classes: tuple[str, ...] = ()
+    strict: bool = False
+    class_name: str | None = None
+    limit: int | None = None
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "threads", "limit", "map_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BadOption(f"{name} is {value}; expected at least 1")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise BadOption(f"learning_rate is {self.learning_rate}; expected a number above 0")
+        if self.betas is not None and (len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas)):
+            raise BadOption(f"betas is {list(self.betas)}; expected two numbers from 0 to below 1")
+        for name, choices in (("schedule", SCHEDULES), ("precision", ("auto", *PRECISIONS))):
+            if getattr(self, name) not in choices:
+                raise UnknownName(name, getattr(self, name), choices)
+        if self.augmentation is not None and self.augmentation not in AUGMENTATIONS:
+            raise UnknownName("augmentation", self.augmentation, AUGMENTATIONS)
+        if not (self.cache in ("auto", "off", "on") or (type(self.cache) is int and self.cache >= 0)):
+            raise BadOption(f"cache is {self.cache!r}; expected off, on, or a number of copies per image")
+
+
+@dataclass(frozen=True)
+class Recipe(TrainOptions):
+    """Options with nothing left open. copies: drawings of each image that the cache holds, 0 without cache."""
+
+    image_size: int = 0
+    epochs: int = 0
+    batch_size: int = 0
+    learning_rate: float = 0.0
+    seed: int = 0
+    augmentation: str = "none"
+    map_size: int = 0
+    copies: int = 0
+
+
+def complete(options: TrainOptions, clip: CLIP) -> Recipe:
+    """The options with the method's own recipe where they leave something open.
+
+    Raises UnknownName for the method,
+    BadOption for an image size that does not fit the backbone.
+    """
+    if not options.method:
+        raise BadOption(
+            "no method named; blemish train METHOD --data ROOT, and `blemish list methods` lists them"
+        )
+    own = method_class(options.method).recipe
+    given = {key: value for key, value in asdict(options).items() if value is not None}
+    values = {**own, **given}
+    size = values.setdefault("image_size", default_image_size(clip.config))
+    check_image_size(size, clip.config.vision.patch_size)
+    values.setdefault("map_size", size)
+    augmented = AUGMENTATIONS[values["augmentation"]].active
+    named = {"auto": 0 if augmented else 1, "on": 1, "off": 0}
+    copies = named[options.cache] if isinstance(options.cache, str) else options.cache
+    return Recipe(**values, copies=copies if augmented else min(copies, 1))
+
+
+def autocast_type(precision: str) -> torch.dtype | None:
+    """Number format of autocast; None for exact fp32, which "auto" is in training."""
+    return None if precision in ("auto", "fp32") else PRECISIONS[precision]

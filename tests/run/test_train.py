@@ -1,0 +1,474 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import blemish
+from blemish.checkpoint import read_meta
+from blemish.clip.weights import load_clip
+from blemish.config import merge_options
+from blemish.errors import BadCheckpoint, BadDataset, BadOption, BlemishError, OutputError, UnknownName
+from blemish.methods import METHODS, build
+from blemish.run import train as training
+from blemish.run.batches import Batches
+from blemish.run.processes import Processes
+from blemish.run.recipe import TrainOptions, complete
+from blemish.run.train import TrainSummary, loss_terms, train
+from run.drawn_data import draw_dataset, save
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("train_*.toml"))
+METHOD_NAMES = [name for name in METHODS if hasattr(blemish.methods.method_class(name), "loss")]
+MASKED = [m for m in METHOD_NAMES if not blemish.methods.method_class(m).learns_without_masks]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_dataset(tmp_path_factory.mktemp("auxiliary"), ("plate", "ring"), normal=4, anomalous=5)
+
+
+@pytest.fixture
+def run(small_backbone: Path, data: Path, tmp_path: Path) -> Any:
+    def go(
+        method: str = "anomaly_clip", out: str = "run", own: dict[str, Any] | None = None, **more: Any
+    ) -> Any:
+        loop = {key: more.pop(key) for key in ("resume", "overwrite", "show") if key in more}
+        known: dict[str, Any] = {
+            "data": (str(data),),
+            "out": str(tmp_path / out),
+            "backbone": str(small_backbone),
+            "image_size": 48,
+            "epochs": 2,
+            "batch_size": 4,
+            "augmentation": "none",
+            "cache": "off",
+            "cache_dir": str(tmp_path / "cache"),
+        }
+        return train(TrainOptions(method=method, **(known | more)), own, **loop)
+
+    return go
+
+
+def weights(summary: TrainSummary) -> dict[str, torch.Tensor]:
+    return load_file(summary.checkpoint)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if "loss" in line]
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_every_method_learns_and_predict_uses_what_it_learned(
+    method: str, run: Any, data: Path, small_backbone: Path
+) -> None:
+    summary = run(method, epochs=6, learning_rate=3e-3, cache="on")
+    assert summary.losses[-1] < summary.losses[0]
+    assert summary.steps == 6 * 5  # 18 pictures in batches of 4, the incomplete one kept
+    detector = blemish.load(checkpoint=summary.checkpoint, backbone=small_backbone)
+    assert detector.setup.method == method
+    assert detector.setup.image_size == 48
+    assert detector.setup.threshold == summary.thresholds.image
+    result = detector.predict(next((data / "plate/test/spot").iterdir()))
+    assert result.map.shape == (48, 48)
+    assert result.is_anomalous is not None
+
+
+def test_the_checkpoint_says_how_it_was_made(run: Any) -> None:
+    summary = run(augmentation="vcp", cache=2)
+    meta = read_meta(summary.checkpoint)
+    assert "2 drawings of each image" in meta.notes
+    assert "augmentation vcp" in meta.notes
+    assert "8 normal, 10 anomalous" in meta.auxiliary
+    assert meta.image_threshold is not None
+    assert meta.pixel_threshold is not None
+    assert "encoded in every epoch" in read_meta(run(out="exact").checkpoint).notes
+
+
+def test_the_log_holds_terms_and_scalars(run: Any) -> None:
+    summary = run("vcp_clip_plus")
+    out = summary.checkpoint.parent
+    found = lines(out)
+    assert [line["step"] for line in found] == list(range(1, 11))
+    for line in found:
+        assert line["loss"] == pytest.approx(sum(line["terms"].values()))
+        assert line["scalars"]
+        assert line["images_per_second"] > 0
+    state = json.loads((out / "run.json").read_text())
+    assert state["status"] == "done"
+    assert state["losses"] == pytest.approx(summary.losses)
+    assert (out / "curves.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize("method", ["anomaly_clip", "vcp_clip"])
+@pytest.mark.parametrize("stop", [1, 5, 7])
+def test_a_resumed_run_ends_with_the_same_bits(
+    method: str, stop: int, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0 if stop == 7 else 1e9)
+    whole = run(method, "whole")
+
+    def interrupt(line: Any) -> None:
+        if line["phase"] == "training" and line["step"] == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(method, "cut", show=interrupt)
+    resumed = run(method, "cut", resume=True)
+    assert same(weights(whole), weights(resumed))
+    out = resumed.checkpoint.parent
+    assert [line["step"] for line in lines(out)] == list(range(1, 11))
+    assert [line["loss"] for line in lines(out)] == [line["loss"] for line in lines(whole.checkpoint.parent)]
+    assert resumed.losses == pytest.approx(whole.losses)
+    again = run(method, "cut", resume=True)  # a finished run can be resumed too
+    assert same(weights(whole), weights(again))
+
+
+def test_a_half_written_line_of_the_log_is_dropped(run: Any, tmp_path: Path) -> None:
+    def interrupt(line: Any) -> None:
+        if line["phase"] == "training" and line["step"] == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(show=interrupt)
+    with (tmp_path / "run/metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "st')
+    assert [line["step"] for line in lines(run(resume=True).checkpoint.parent)] == list(range(1, 11))
+
+
+def test_settings_of_a_resumed_run_must_agree(run: Any) -> None:
+    run()
+    with pytest.raises(BadCheckpoint, match="learning_rate was"):
+        run(resume=True, learning_rate=0.5)
+    with pytest.raises(OutputError, match="--resume"):
+        run()
+    run(overwrite=True, learning_rate=0.5)
+    with pytest.raises(BadOption, match="exclude each other"):
+        run(resume=True, overwrite=True)
+
+
+def test_a_damaged_state_is_refused_with_the_mend(run: Any) -> None:
+    out = run().checkpoint.parent
+    state = out / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(BadCheckpoint, match="--overwrite"):
+        run(resume=True)
+
+
+def test_same_seed_same_weights_another_seed_others(run: Any) -> None:
+    first = weights(run("vcp_clip", "a", augmentation="vcp"))
+    assert same(first, weights(run("vcp_clip", "b", augmentation="vcp")))
+    assert not same(first, weights(run("vcp_clip", "c", augmentation="vcp", seed=9)))
+
+
+def test_another_number_of_threads_changes_only_roundings(run: Any) -> None:
+    before = torch.get_num_threads()
+    try:
+        one, two = (weights(run(out=f"t{n}", threads=n, learning_rate=1e-3)) for n in (1, 2))
+    finally:
+        torch.set_num_threads(before)
+    # stated in docs/training.md: 10 steps of Adam at 1e-3 move a weight by at most 1e-2
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-4
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_cached_and_uncached_losses_agree_to_fp16(method: str, run: Any) -> None:
+    off, on = (lines(run(method, cache, cache=cache).checkpoint.parent) for cache in ("off", "on"))
+    for a, b in zip(off, on, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=2e-3, abs=2e-4)
+    assert any(a["loss"] != b["loss"] for a, b in zip(off, on, strict=True))
+
+
+def test_the_cache_is_shared_by_runs_and_methods(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("vcp_clip", "a", cache="on")
+    encoded: list[int] = []
+    plain = training.FeatureCache.build
+    monkeypatch.setattr(training.FeatureCache, "build", lambda *a, **k: (encoded.append(1), plain(*a, **k)))
+    run("vcp_clip", "b", cache="on", seed=5)
+    run("vcp_clip_plus", "c", cache="on")
+    assert not encoded
+    run("anomaly_clip", "d", cache="on")
+    assert encoded
+
+
+def test_copies_repeat_and_differ(small_backbone: Path, data: Path, run: Any, monkeypatch: Any) -> None:
+    seen: list[tuple[int, int]] = []
+    plain = Batches._key
+    monkeypatch.setattr(Batches, "_key", lambda self, i, c: (seen.append((i, c)), plain(self, i, c))[1])
+    run(augmentation="vcp", cache=2, epochs=4)
+    assert {copy for _, copy in seen} == {0, 1}
+    with_one = run(out="one", augmentation="vcp", cache=1)
+    assert len(with_one.losses) == 2
+
+
+def test_masks_and_maps_may_meet_at_half_the_size(run: Any) -> None:
+    summary = run("vcp_clip", map_size=24)
+    assert read_meta(summary.checkpoint).image_size == 48
+    assert summary.thresholds.pixel is not None
+
+
+class TestTerms:
+    @pytest.fixture
+    def batches(self, small_backbone: Path, data: Path) -> Any:
+        def make(method: str, processes: Processes, count: int = 6) -> tuple[Any, Any]:
+            clip = load_clip(small_backbone).freeze()
+            torch.manual_seed(0)
+            own = {} if method in ("anomaly_clip", "vip2_clip", "gen_clip") else {"dropout": 0.0}
+            built = build(method, clip, **own)
+            options = TrainOptions(
+                method,
+                (str(data),),
+                backbone=str(small_backbone),
+                image_size=48,
+                batch_size=count,
+                cache="off",
+            )
+            recipe = dataclasses.replace(complete(options, clip), augmentation="none")
+            samples = training.gather(recipe, True).samples
+            return built, training._batches(recipe, clip, built, samples, processes)
+
+        return make
+
+    @pytest.mark.parametrize("method", METHOD_NAMES)
+    @pytest.mark.parametrize("count", [6, 5])
+    def test_parts_of_a_batch_add_up_to_the_whole(self, method: str, count: int, batches: Any) -> None:
+        built, whole = batches(method, Processes(), count)
+        batch = next(whole.epoch(0))
+        expected = loss_terms(built, batch)
+        sum(expected.values()).backward()
+        gradients = {n: p.grad.clone() for n, p in built.named_parameters() if p.grad is not None}
+        built.zero_grad()
+        total: dict[str, float] = {}
+        for rank in range(2):
+            part = next(batches(method, Processes(rank, 2, rank), count)[1].epoch(0))
+            terms = loss_terms(built, part)
+            sum(terms.values()).backward()
+            for name, value in terms.items():
+                total[name] = total.get(name, 0.0) + float(value)
+        assert total == pytest.approx(
+            {name: float(value) for name, value in expected.items()}, rel=1e-4, abs=1e-6
+        )
+        for name, parameter in built.named_parameters():
+            if name in gradients:
+                torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-6)
+
+    @pytest.mark.parametrize("method", METHOD_NAMES)
+    @pytest.mark.parametrize("kind", [torch.bfloat16])
+    def test_losses_are_fp32_under_autocast(self, method: str, kind: torch.dtype, batches: Any) -> None:
+        built, whole = batches(method, Processes())
+        batch = next(whole.epoch(0))
+        exact, rough = loss_terms(built, batch), loss_terms(built, batch, kind)
+        assert {term.dtype for term in rough.values()} == {torch.float32}
+        total, close = float(sum(exact.values())), float(sum(rough.values()))
+        assert close == pytest.approx(total, rel=0.02)
+        assert close != total
+
+
+class TestData:
+    def test_images_without_masks_train_the_image_loss_only(
+        self, run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        root = draw_dataset(tmp_path / "some")
+        for path in sorted((root / "plate/ground_truth/spot").iterdir())[:3]:
+            path.unlink()
+        summary = run("anomaly_clip", data=(str(root),))
+        assert any("3 without a mask train the image-level loss only" in text for text in summary.warnings)
+        with pytest.raises(BadDataset, match="--strict"):
+            run("anomaly_clip", "strict", data=(str(root),), strict=True)
+        summary = run("vcp_clip", "vcp", data=(str(root),))
+        assert any("3 skipped: anomalous without a mask" in text for text in summary.warnings)
+        assert "5 normal, 2 anomalous" in read_meta(summary.checkpoint).auxiliary
+
+    @pytest.mark.parametrize("method", MASKED)
+    def test_no_masks_at_all_are_refused_where_they_are_needed(
+        self, method: str, run: Any, tmp_path: Path
+    ) -> None:
+        root = draw_dataset(tmp_path / "none")
+        for path in (root / "plate/ground_truth/spot").iterdir():
+            path.unlink()
+        with pytest.raises(BadDataset, match="learns from masks only"):
+            run(method, data=(str(root),))
+        summary = run("anomaly_clip", "image", data=(str(root),))
+        assert set(lines(summary.checkpoint.parent)[0]["terms"]) == {"image"}
+        assert summary.thresholds.pixel is None
+
+    def test_one_sided_sets(self, run: Any, tmp_path: Path) -> None:
+        with pytest.raises(BadDataset, match="all 5 images are normal"):
+            run(data=(str(draw_dataset(tmp_path / "good", anomalous=0)),))
+        root = draw_dataset(tmp_path / "bad", normal=0)
+        summary = run("vcp_clip", data=(str(root),))
+        assert summary.thresholds.image is None
+        assert any("all 5 images are anomalous" in text for text in summary.warnings)
+        with pytest.raises(BadDataset, match="--strict"):
+            run("vcp_clip", "again", data=(str(root),), strict=True)
+
+    def test_files_that_cannot_be_used_are_named_counted_and_skipped(self, run: Any, tmp_path: Path) -> None:
+        root = draw_dataset(tmp_path / "odd", normal=6, anomalous=6)
+        test, truth = root / "plate/test", root / "plate/ground_truth/spot"
+        (test / "good/000.png").write_bytes(b"no picture")
+        import numpy as np
+
+        save(np.zeros((48, 48)), truth / "000_mask.png")
+        save(np.full((48, 30), 255), truth / "001_mask.png")
+        summary = run(data=(str(root),))
+        text = " ".join(summary.warnings)
+        assert "1 skipped: unreadable" in text
+        assert "000.png" in text
+        assert "1 skipped: empty mask" in text
+        assert "1 skipped: mask size" in text
+        assert "5 normal, 4 anomalous" in read_meta(summary.checkpoint).auxiliary
+
+    def test_two_datasets_at_once(self, run: Any, tmp_path: Path, data: Path) -> None:
+        other = draw_dataset(tmp_path / "other", ("bolt",))
+        summary = run(data=(str(data), str(other)))
+        assert "13 normal, 15 anomalous" in read_meta(summary.checkpoint).auxiliary
+        with pytest.raises(BadOption, match="one for each"):
+            run(out="x", data=(str(data), str(other)), dataset=("mvtec_layout",))
+
+    def test_held_out_classes_are_reported_and_not_learned_from(self, run: Any) -> None:
+        shown: list[Any] = []
+        summary = run(validate_classes=("ring",), show=shown.append)
+        assert "4 normal, 5 anomalous" in read_meta(summary.checkpoint).auxiliary
+        reports = [line for line in shown if line["phase"] == "validation"]
+        assert len(reports) == 2
+        assert set(reports[0]["validation"]) == {"ring"}
+        assert 0 <= reports[0]["validation"]["ring"]["pixel_auroc"] <= 1
+        with pytest.raises(UnknownName, match="ring"):
+            run(out="a", validate_classes=("rnig",))
+        with pytest.raises(BadOption, match="every class"):
+            run(out="b", validate_classes=("ring", "plate"))
+
+    def test_nothing_to_learn_from(self, run: Any, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(BlemishError, match="empty"):
+            run(data=(str(tmp_path / "empty"),))
+        with pytest.raises(BadOption, match="--data"):
+            run(data=())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"schedule": "step"}, "schedule"),
+        ({"augmentation": "vpc"}, "vcp"),
+        ({"cache": "maybe"}, "cache is 'maybe'"),
+        ({"cache": -1}, "cache is -1"),
+        ({"betas": (0.5,)}, "betas"),
+        ({"precision": "int4"}, "precision"),
+    ],
+)
+def test_impossible_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadOption | UnknownName, match=message):
+        TrainOptions("anomaly_clip", **options)
+
+
+def test_an_infinite_loss_stops_the_run(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from blemish.methods.anomaly_clip import AnomalyCLIP
+
+    plain = AnomalyCLIP.loss
+    spoiled = lambda self, *a: plain(self, *a) | {"image": torch.tensor(float("nan"), requires_grad=True)}  # noqa: E731
+    monkeypatch.setattr(AnomalyCLIP, "loss", spoiled)
+    with pytest.raises(BlemishError, match=r"not finite \(image\)"):
+        run()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipes_are_complete_and_name_what_exists(path: Path) -> None:
+    from blemish.clip.hub import BACKBONES
+
+    options, own = merge_options(TrainOptions, "blemish train", path, {}, [])
+    assert options.method in METHODS
+    assert options.backbone in BACKBONES
+    assert set(options.dataset) <= {*blemish.datasets(), "folder"}
+    assert {options.epochs, options.batch_size, options.seed, options.augmentation} & {None} == set()
+    blemish.methods.make_config(options.method, **own)
+
+
+def test_there_is_a_recipe_for_every_published_training() -> None:
+    stems = {path.stem for path in RECIPES}
+    for method in ("anomaly_clip", "vcp_clip", "vcp_clip_plus", "vip2_clip", "gen_clip"):
+        assert {f"train_{method}_visa", f"train_{method}_mvtec"} <= stems
+    assert {"train_anomaly_clip_medical", "train_vip2_clip_medical"} <= stems
+
+
+def _command(out: Path, data: Path, backbone: Path, *more: str) -> list[str]:
+    fixed = ["-m", "blemish", "train", "anomaly_clip", "--data", str(data), "--backbone", str(backbone)]
+    sizes = ["--image-size", "48", "--batch-size", "4", "--threads", "1", "--cache", "off"]
+    return [*fixed, *sizes, "-o", str(out), *more]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed(tmp_path: Path, data: Path, small_backbone: Path) -> None:
+    whole = tmp_path / "whole"
+    call = [sys.executable, *_command(whole, data, small_backbone, "--epochs", "12")]
+    subprocess.run(call, check=True, capture_output=True)
+    cut = tmp_path / "cut"
+    again = [sys.executable, *_command(cut, data, small_backbone, "--epochs", "12", "--resume")]
+    for seconds in (0.1, 0.4):
+        process = subprocess.Popen(again, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while not (cut / "metrics.jsonl").exists() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(seconds)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(again, check=True, capture_output=True)
+    assert same(load_file(whole / "checkpoint.safetensors"), load_file(cut / "checkpoint.safetensors"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", ["4", "5"])
+def test_two_processes_learn_what_one_does(
+    batch: str, tmp_path: Path, data: Path, small_backbone: Path
+) -> None:
+    more = ["--epochs", "1", "--batch-size", batch]
+    one, two = tmp_path / "one", tmp_path / "two"
+    subprocess.run(
+        [sys.executable, *_command(one, data, small_backbone, *more)], check=True, capture_output=True
+    )
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    done = subprocess.run(
+        [sys.executable, *launcher, *_command(two, data, small_backbone, *more)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    a, b = (load_file(out / "checkpoint.safetensors") for out in (one, two))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=2e-5)
+    first, second = lines(one), lines(two)
+    assert len(first) == len(second)
+    assert first[0]["loss"] == pytest.approx(second[0]["loss"], rel=1e-5)
+
+
+def test_nothing_is_shown_without_a_terminal(
+    tmp_path: Path, data: Path, small_backbone: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from blemish.cli import main
+
+    arguments = _command(tmp_path / "run", data, small_backbone, "--epochs", "1", "--json")[2:]
+    assert main(arguments) == 0
+    captured = capfd.readouterr()
+    assert json.loads(captured.out)["steps"] == 5
+    assert "checkpoint:" in captured.err
+    assert "\r" not in captured.err
+    assert main(arguments) == 2
+    assert "--resume" in capfd.readouterr().err
+    logging.getLogger().handlers.clear()
