@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import platform
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -69,6 +71,25 @@ def precision_name(dtype: torch.dtype) -> str:
 def has_fast_bf16() -> bool:
     """Whether this CPU multiplies bf16 matrices in hardware (AMX or AVX-512)."""
     return not cpu_flags().isdisjoint(FAST_BF16_FLAGS)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Torch says so with its own class on a GPU and with a plain RuntimeError on the CPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a run is measured on: system, processor, threads, and the GPU where `device` is one."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_name(),
+        "flags": sorted(cpu_flags().intersection(REPORTED_FLAGS)),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
+    }
 
 
 @functools.cache

@@ -47,6 +47,20 @@ class Source:
     meta: CheckpointMeta = field(default_factory=lambda: CheckpointMeta(""))
 
 
+class Backbones:
+    """CLIPs by name, device and precision: each is loaded once and serves all detectors made with this."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[tuple[str, str, str], CLIP] = {}
+
+    def get(self, base: str, device: torch.device, precision: str) -> CLIP:
+        """The frozen CLIP called `base`: a name, file, folder or hub repository."""
+        key = base, str(device), precision
+        if key not in self._loaded:
+            self._loaded[key] = _load_backbone(base, device, precision)
+        return self._loaded[key]
+
+
 def load(
     method: str | None = None,
     backbone: str | Path | None = None,
@@ -60,6 +74,7 @@ def load(
     class_name: str | None = None,
     threshold: float | None = None,
     pixel_threshold: float | None = None,
+    backbones: Backbones | None = None,
     **options: Any,
 ) -> Detector:
     """Make a detector; without arguments the embedded backbone and checkpoint, without network.
@@ -71,8 +86,9 @@ def load(
     input in pixels, a multiple of the patch size. threads: of the CPU. tile, overlap: cut larger pictures
     into tiles of that many pixels which share that part of their side; the score is the largest of the
     tiles'. class_name: what the pictures show, for methods that use it. threshold, pixel_threshold: in place
-    of the checkpoint's. options: the method's own options, or preset=; they go before the checkpoint's, and
-    those before the defaults. Raises a BlemishError that says what to change.
+    of the checkpoint's. backbones: for several detectors on one CLIP. options: the method's own options, or
+    preset=; they go before the checkpoint's, and those before the defaults. Raises a BlemishError that says
+    what to change.
     """
     if threads is not None:
         if threads < 1:
@@ -85,7 +101,7 @@ def load(
     name = source.method if source else method or DEFAULT_METHOD
     own = _own_options(name, options)
     base = backbone or (source.backbone if source else DEFAULT_BACKBONE)
-    clip = _load_backbone(base, place, precision)
+    clip = (backbones or Backbones()).get(base, place, precision)
     built, used = _build(name, base, clip, source, own)
     meta = source.meta if source else CheckpointMeta(name)
     size = meta.image_size if image_size is None else image_size

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -14,13 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from blemish.checkpoint import package_versions
 from blemish.config import SAVED_KINDS
 from blemish.data.images import ImageRef, pixel_count
 from blemish.detector import DECODERS, PIXELS_IN_FLIGHT, Detector, Prepared, Raw
-from blemish.device import REPORTED_FLAGS, cpu_flags, cpu_name
+from blemish.device import is_out_of_memory, machine
 from blemish.errors import BadImage, BadOption, OutputError, UnknownName
 from blemish.files import make_folder, write_whole
 from blemish.output.pictures import gallery_pair, overlay, png_bytes
@@ -260,7 +257,7 @@ class _Stages:
         try:
             raws = iter(self.detector.infer(good))
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if len(jobs) == 1:
                 yield replace(jobs[0], prepared=None, error="not enough memory to score it; try --tile")
@@ -302,14 +299,6 @@ class _Stages:
             elif result.mask is not None:
                 write_mask(path, result.mask)
         return files
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Torch says so with its own class on a GPU and with a plain RuntimeError on the CPU."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text
 
 
 def _check_save(detector: Detector, save: Sequence[str]) -> None:
@@ -365,13 +354,7 @@ def _run_info(detector: Detector, settings: Mapping[str, Any], batch_size: int) 
         "map_range": list(detector.map_range),
         "batch_size": batch_size,
         "device": str(detector.device),
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "cpu": cpu_name(),
-            "flags": sorted(cpu_flags().intersection(REPORTED_FLAGS)),
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name(detector.device) if detector.device.type == "cuda" else "",
-        },
+        "machine": machine(detector.device),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "counts": {},
         "seconds": 0.0,
