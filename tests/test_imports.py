@@ -32,7 +32,7 @@ def cpu_seconds(arguments: list[str]) -> float:
     "code",
     [
         "import blemish",
-        "import blemish; assert blemish.methods() and blemish.datasets() == ()",
+        "import blemish; assert blemish.methods() and blemish.datasets()",
         "from blemish.cli import main; assert main(['--help']) == 0",
         "from blemish.cli import main; assert main(['predict', '--help']) == 0",
         "from blemish.cli import main; assert main(['--version']) == 0",
@@ -55,6 +55,7 @@ def test_public_names() -> None:
     from blemish.methods import METHODS
 
     assert blemish.methods() == tuple(METHODS)
+    assert len(blemish.datasets()) == 26 and {"mvtec", "tn3k", "folder"} <= set(blemish.datasets())
     assert "tiny" in blemish.backbones() and "ViT-L-14-336" in blemish.backbones()
     assert set(blemish.__all__) <= set(dir(blemish))
     assert blemish.load and blemish.Detector and blemish.Result

@@ -46,8 +46,10 @@ def backbones() -> tuple[str, ...]:
 
 
 def datasets() -> tuple[str, ...]:
-    """Names of the datasets that are known."""
-    return ()
+    """Names of the datasets and generic layouts that `--dataset` and `open_dataset` take."""
+    from blemish.data.catalog import CATALOG, GENERIC
+
+    return (*CATALOG, *GENERIC)
 
 
 def __getattr__(name: str) -> Any:

@@ -36,6 +36,7 @@ class CatalogEntry:
     mask_rule: str = ">0"
     masks: bool = True
     prompts: Mapping[str, str] = field(default_factory=dict)
+    also: Mapping[str, Counts] = field(default_factory=dict)
     folders: tuple[str, ...] = ()
     class_aliases: tuple[str, ...] = ()
     odd: str = ""
@@ -203,6 +204,7 @@ _ROWS = (
         (181, 74),
         BY_NC_SA,
         "https://www.vicos.si/resources/kolektorsdd/",
+        also={"cut in thirds": (286, 54)},
         folders=("sdd", "ksdd", "kolektor"),
         class_aliases=("electrical commutators", "SDD", "KSDD", "KolektorSDD"),
         odd="cut in halves (AnomalyCLIP) or, as ksdd:thirds, in thirds (AdaCLIP, ViP2-CLIP: 286, 54); "
@@ -247,6 +249,7 @@ _ROWS = (
         (710, 394),
         "CC BY-SA 4.0",
         "https://github.com/2Obe/BSData",
+        also={"with pitting only": (0, 394)},
         folders=("BSData-main", "BSData-master"),
         class_aliases=("BSD",),
         odd="labelme polygons; VCP-CLIP uses the 394 with pitting only (bsd:defects)",
@@ -267,9 +270,10 @@ _ROWS = (
         "msd",
         "MSD",
         ("phone_screen",),
-        (20, 1200),
+        (0, 1200),
         "repository under GPL-3.0",
         "https://github.com/jianzhang96/MSD",
+        also={"with the normal ones": (20, 1200)},
         folders=("MSD-main", "MSD-master"),
         class_aliases=("MSD",),
         odd="Pascal VOC folders with class-id masks; the 20 normal images are a separate archive",
@@ -425,3 +429,9 @@ _ROWS = (
 )
 
 CATALOG: dict[str, CatalogEntry] = {row.name: row for row in _ROWS}
+# Layouts that belong to no one dataset, by the names that stand in for a dataset's.
+GENERIC: dict[str, str] = {
+    "mvtec_layout": "<class>/test/{good,<defect>} with ground_truth/<defect>; one class or several",
+    "meta_json": "meta.json of the AnomalyCLIP, VCP-CLIP and AdaCLIP family",
+    "folder": "normal, abnormal and mask folders, or just pictures without labels",
+}

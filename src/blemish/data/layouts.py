@@ -234,8 +234,12 @@ def _dataset(root: Path, name: str, layout: str, reading: Reading) -> Dataset:
     if root.is_file():
         folders.append(root.stem.removeprefix("meta_"))
     entry = CATALOG.get(name or LAYOUTS[layout].dataset) or find_entry(folders, classes)
+    if entry is not None and entry.name == "ksdd" and layout != "ksdd_parts":
+        cut = readers_industrial.tiling([s.image.name for s in reading.samples])
+        reading.notes.append(f"by its names KolektorSDD cut into {cut}" if cut else "cut in an unknown way")
     samples = tuple(
-        dataclasses.replace(s, mask_rule=_rule(s.mask, entry)) if s.mask else s for s in reading.samples
+        dataclasses.replace(s, mask_rule=_rule(s.mask, entry)) if s.mask else s
+        for s in _by_class(reading.samples)
     )
     return Dataset(
         entry.name if entry else base.resolve().name,
@@ -247,6 +251,13 @@ def _dataset(root: Path, name: str, layout: str, reading: Reading) -> Dataset:
         tuple(reading.problems),
         reading.split,
     )
+
+
+def _by_class(samples: list[Sample]) -> list[Sample]:
+    """Classes one after the other, in the order of their test pictures, which is that of result tables."""
+    tested = (s.class_name for s in samples if s.split == "test")
+    order = {name: i for i, name in enumerate(dict.fromkeys([*tested, *(s.class_name for s in samples)]))}
+    return sorted(samples, key=lambda s: order[s.class_name])
 
 
 def _rule(mask: Path, entry: CatalogEntry | None) -> str:

@@ -21,6 +21,12 @@ from blemish.files import printable_name
 from blemish.types import Sample
 
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+class MaskDoesNotFit(BadImage):
+    """A mask whose size is not its picture's."""
+
+
 _RULE = re.compile(r"(>|==)(\d+)")
 
 
@@ -50,14 +56,19 @@ def load_mask(sample: Sample, size: tuple[int, int]) -> np.ndarray | None:
         return np.zeros(size, dtype=np.uint8)
     if sample.mask is None:
         return None
-    values = read_mask_values(sample.mask)
+    return fit_mask(read_mask_values(sample.mask), sample, size)
+
+
+def fit_mask(values: np.ndarray, sample: Sample, size: tuple[int, int]) -> np.ndarray:
+    """The stored values (H, W) of `sample.mask` -> uint8 0 and 255 of the given (H, W); see `load_mask`."""
+    assert sample.mask is not None
     mask = apply_rule(values, sample.mask_rule)
     if sample.box is not None:
         mask = _cut(mask, sample.box, sample.mask)
     if mask.shape == tuple(size):
         return np.ascontiguousarray(mask)
     if not _same_shape(mask.shape, size):
-        raise BadImage(
+        raise MaskDoesNotFit(
             f"{printable_name(sample.mask)}: the mask is {mask.shape[1]}×{mask.shape[0]}, its picture "
             f"{printable_name(sample.image.name)} {size[1]}×{size[0]}; they must agree"
         )
