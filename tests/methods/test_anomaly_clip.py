@@ -5,6 +5,7 @@ import torch
 from small_clip import CONFIG, SIZE, encode, make, pick, target
 
 from blemish.clip.model import CLIP
+from blemish.methods import make_config, presets
 from blemish.types import Target
 
 NAME = "anomaly_clip"
@@ -16,7 +17,51 @@ def test_parameter_count_of_the_paper() -> None:
     method = make(large, (NAME, {}))
     assert sum(p.numel() for p in method.parameters()) == 43_008
     assert method.blocks == (24,) and method.needs.stream_start == 0.25
+    # The authors' module also creates, saves and never uses a projection of 896 rows for each deep token.
+    assert sum(p.numel() for p in method.parameters()) + 8 * (896 * 768 + 896) == 5_555_200
     assert make(large, (NAME, {"preset": "paper"})).blocks == (6, 12, 18, 24)
+
+
+def test_start_of_the_authors() -> None:
+    with torch.device("meta"):
+        large = CLIP(type(CONFIG)())
+    method = make(large, (NAME, {})).to_empty(device="cpu")
+    method.reset(torch.Generator().manual_seed(0))
+    assert method.words.shape == (2, 12, 768) and method.deep_tokens.shape == (8, 4, 768)
+    for parameter in method.parameters():
+        assert parameter.std().item() == pytest.approx(0.02, rel=0.03)
+        assert abs(parameter.mean().item()) < 1e-3
+    shared = make(large, (NAME, {"preset": "shared_words"}))
+    assert shared.words.shape == (1, 12, 768)
+
+
+def test_presets_are_the_papers_ablations() -> None:
+    streams = {name: make_config(NAME, name).streams for name in presets(NAME)}
+    assert streams.pop("qk") == ("qk",) and streams.pop("qq") == ("qq",) and streams.pop("kk") == ("kk",)
+    assert streams.pop("qq+kk+vv") == ("qq", "kk", "vv")
+    assert streams.pop("qk+qq+kk+vv") == ("qk", "qq", "kk", "vv")
+    assert streams == dict.fromkeys(("paper", "object_aware", "shared_words"), ("vv",))
+    assert make_config(NAME, "object_aware").object_aware and make_config(NAME, "shared_words").shared_words
+    assert make_config(NAME, "paper").local_weight == 1.0
+
+
+@torch.no_grad()
+def test_prompts_have_the_ids_of_the_specification(clip: CLIP) -> None:
+    normal, damaged = make(clip, (NAME, {})).templates()
+    assert normal.ids == (49406, *[0] * 12, 14115, 269, 49407) and normal.eot == 15
+    assert damaged.ids == (49406, *[0] * 12, 13568, 14115, 269, 49407) and damaged.eot == 16
+
+
+@torch.no_grad()
+def test_score_needs_no_map_and_map_no_score(clip: CLIP) -> None:
+    """The image score is the class feature's alone; the ordinary stream does not see the parallel one."""
+    method, plain = make(clip, (NAME, {})), make(clip, (NAME, {"preset": "qk"}))
+    a, b = method(encode(clip, method, 3)), plain(encode(clip, plain, 3))
+    torch.testing.assert_close(a.score, b.score)
+    assert (a.map - b.map).abs().max() > 1e-5
+    feature, text = encode(clip, method, 3).class_feature, a.details["text_features"][0]
+    cosines = torch.nn.functional.cosine_similarity(feature[:, None], text[None], dim=-1)
+    torch.testing.assert_close(a.score, (cosines / 0.07).softmax(dim=-1)[:, 1])
 
 
 def test_deep_tokens_never_exceed_the_text_tower(clip: CLIP) -> None:

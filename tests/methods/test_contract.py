@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,45 @@ def test_builds_without_memory(variant) -> None:
     assert all(p.is_meta for p in method.parameters())
 
 
+FOUR = (0.25, 0.5, 0.75, 1.0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_layers_on_one_block_all_count(name: str) -> None:
+    """Quarters of two blocks are 1, 1, 2, 2: every layer has its map and its terms in the loss."""
+    shallow = make_clip(replace(CONFIG, vision=replace(CONFIG.vision, layers=2)))
+    quarters, blocks = (make(shallow, (name, {"layers": layers})) for layers in (FOUR, (1, 1, 2, 2)))
+    assert quarters.blocks == blocks.blocks == (1, 1, 2, 2)
+    blocks.load_state_dict(quarters.state_dict())
+    features, truth = encode(shallow, quarters, 2), target(2)
+    terms, other = quarters.loss(features, truth), blocks.loss(features, truth)
+    assert all(torch.equal(terms[key], other[key]) for key in terms.keys() | other.keys())
+    per_layer = {"anomaly_clip": 3, "vip2_clip": 3, "vcp_clip": 4, "vcp_clip_plus": 2, "gen_clip": 2}[name]
+    alone = make(shallow, (name, {"layers": (2,)}))
+    single = alone.loss(encode(shallow, alone, 2), truth)
+    shared = len(single) - per_layer
+    assert len(terms) == shared + 4 * per_layer and len(single) == shared + per_layer
+
+
+def test_repeated_layers_weigh_twice(clip: CLIP) -> None:
+    once, twice = (make(clip, ("anomaly_clip", {"layers": layers})) for layers in ((4,), (4, 4)))
+    features = encode(clip, once, 3)
+    terms, doubled = once.loss(features, target(3)), twice.loss(encode(clip, twice, 3), target(3))
+    image = terms.pop("image")
+    assert torch.equal(doubled.pop("image"), image)
+    torch.testing.assert_close(sum(doubled.values()), 2 * sum(terms.values()))
+
+
+@each
+def test_details_that_every_method_gives(clip: CLIP, variant) -> None:
+    """What the log and the pictures of text embeddings rely on."""
+    method = make(clip, variant)
+    scalars = method.learned_scalars() if hasattr(method, "learned_scalars") else {}
+    learned = [name for name, p in method.named_parameters() if p.ndim == 0 and p.requires_grad]
+    assert all(isinstance(value, float) for value in scalars.values())
+    assert bool(scalars) or not learned, "learned scalars belong in the log"
+
+
 RECIPES = {
     "anomaly_clip": (15, 8, 111, "none", 1e-3),
     "vcp_clip": (10, 32, 333, "vcp", 4e-5),
@@ -184,7 +224,10 @@ def test_recipe_of_the_paper(clip: CLIP, name: str) -> None:
     recipe = method_class(name).recipe
     assert list(recipe) == ["epochs", "batch_size", "seed", "augmentation", "learning_rate"]
     assert tuple(recipe.values()) == RECIPES[name]
-    assert make(clip, (name, {})).parameter_groups()[0]["lr"] == recipe["learning_rate"]
+    groups = make(clip, (name, {})).parameter_groups()
+    assert groups[0]["lr"] == recipe["learning_rate"]
+    betas = None if name == "vip2_clip" else (0.5, 0.999)
+    assert all(group.get("betas") == betas for group in groups)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_clip import SIZE, encode, make, target
+from small_clip import SIZE, encode, make, pick, target
 
 from blemish.clip.config import CLIPConfig
 from blemish.clip.model import CLIP, DeepPrompts
@@ -204,6 +204,37 @@ def test_filter_uses_the_image_feature(clip: CLIP) -> None:
         terms = make(clip, (NAME, {"cnf_scope": scope}))(features, ["screw"] * 8).details["class_terms"]
         assert terms == getattr(method.names, f"per_{scope}")(features.class_feature, ["screw"] * 8)
     assert len(set(terms)) == 1
+
+
+VISA = ["chewinggum", "fryum", "pipe_fryum", "macaroni1", "macaroni2", "pcb1", "pcb2", "pcb3", "pcb4", "01"]
+KEPT = ["object"] * 3 + ["macaroni"] * 2 + ["pcb"] * 4 + ["object"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scope", ["image", "class"])
+def test_table_of_the_paper(clip: CLIP, scope: str) -> None:
+    """The paper's outcomes on VisA, from class features that CLIP finds as it does there."""
+    method = make(clip, (NAME, {"cnf_scope": scope}))
+    features = encode(clip, method, len(VISA))
+
+    def seen(words: str) -> torch.Tensor:
+        assert clip.tokenizer is not None
+        ids = [clip.tokenizer.sot, *clip.tokenizer.encode(words), clip.tokenizer.eot]
+        return 5 * clip.encode_text(torch.tensor([ids]))[0]
+
+    unseen = seen("A photo of an object")
+    features.class_feature = torch.stack(
+        [unseen if term == "object" else seen(f"A photo of a {term}") for term in KEPT]
+    )
+    assert method(features, VISA).details["class_terms"] == KEPT
+    # The learned words take no part in the judgement.
+    method.reset(torch.Generator().manual_seed(3))
+    assert method(features, VISA).details["class_terms"] == KEPT
+    features.class_feature = torch.stack([unseen, unseen, seen("A photo of a pcb")] * 2)
+    names, rows = ["pcb1"] * 3 + ["pcb2"] * 3, list(range(6))
+    each = ["object", "object", "pcb"] * 2
+    found = method(pick(features, rows), names).details["class_terms"]
+    assert found == (each if scope == "image" else ["object"] * 6)
 
 
 @torch.no_grad()

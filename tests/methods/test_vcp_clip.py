@@ -22,6 +22,11 @@ def meta_clip(config: CLIPConfig) -> CLIP:
 def test_parameter_count_of_the_authors() -> None:
     method = make(meta_clip(CLIPConfig()), (NAME, {}))
     assert sum(p.numel() for p in method.parameters()) == 7_687_946
+    # Their file also holds a projection that nothing uses; the whole model has a slot for the class word.
+    assert 7_687_946 + 768 * 768 == 8_277_770 and 428_756_993 + 8_277_770 == 437_034_763
+    large = sum(p.numel() for p in method.clip.parameters())
+    positions = method.clip.config.vision.width * (37 * 37 - 24 * 24)
+    assert large + positions + method.clip.config.text.width == 428_756_993
     assert method.class_adapter is None and method.post.heads == 8 and method.blocks == (6, 12, 18, 24)
 
 
@@ -106,6 +111,43 @@ def test_loss_needs_masks_and_names_its_terms(clip: CLIP) -> None:
         for branch in ("base", "post")
         for block in (2, 4)
     )
+
+
+def test_start_of_the_authors() -> None:
+    method = make(meta_clip(CLIPConfig()), (NAME, {})).to_empty(device="cpu")
+    method.reset(torch.Generator().manual_seed(0))
+    parts = dict(method.named_parameters())
+    assert parts["category"].abs().max() <= 2 and parts["category"].std().item() == pytest.approx(
+        0.88, rel=0.1
+    )
+    assert 0.99 < parts["deep_prompts"].abs().max() <= 1
+    assert parts["deep_projection.weight"].std().item() == pytest.approx((2 / 768) ** 0.5, rel=0.01)
+    for name, fan_in in (("post.query", 768), ("post.key", 1024), ("linear.3", 1024), ("mini_net", 3)):
+        for kind in ("weight", "bias"):
+            assert parts[f"{name}.{kind}"].abs().max() <= fan_in**-0.5
+    assert torch.equal(parts["prompt_norm.weight"], torch.ones(768)) and not parts["prompt_norm.bias"].any()
+    assert method.prompt_norm.eps == 1e-6
+    expected = {"temperature": 0.07, "post_temperature": 0.07}
+    assert method.learned_scalars() == pytest.approx(expected)
+    assert make(meta_clip(CLIPConfig()), (NAME, {"preset": "baseline"})).scales()
+
+
+def test_learned_temperatures_are_reported(clip: CLIP) -> None:
+    method = make(clip, (NAME, {"preset": "baseline", "temperature": 0.1}))
+    assert method.learned_scalars() == {"temperature": pytest.approx(0.1)}
+    both = make(clip, (NAME, {}))
+    with torch.no_grad():
+        both.post_log_scale.fill_(0.0)
+    assert both.learned_scalars() == pytest.approx({"temperature": 0.07, "post_temperature": 1.0})
+
+
+def test_sixteen_terms(clip: CLIP) -> None:
+    """Two branches, four layers, focal and Dice; the baseline has half of them and learns by itself."""
+    features = encode(clip, make(clip, (NAME, {})), 2)
+    assert len(make(clip, (NAME, {})).loss(features, target(2))) == 16
+    baseline = make(clip, (NAME, {"preset": "baseline"}))
+    assert len(baseline.loss(features, target(2))) == 8
+    assert [len(g["params"]) for g in baseline.parameter_groups()][1:] == [1]
 
 
 def test_temperatures_have_their_own_rate_or_none(clip: CLIP) -> None:

@@ -272,6 +272,15 @@ def test_loss_names_its_terms_and_weighs_them(clip: CLIP) -> None:
         torch.testing.assert_close(doubled[name], term if name == "image" else 2 * term)
 
 
+def test_image_labels_alone_teach_what_they_reach(clip: CLIP) -> None:
+    features, unmasked = encode(clip, make(clip, (NAME, {})), 2), Target(target(2).label)
+    assert list(make(clip, (NAME, {})).loss(features, unmasked)) == ["image"]
+    with pytest.raises(ValueError, match="learns ViP-FGP from masks only"):
+        make(clip, (NAME, {"use_utpa": False})).loss(features, unmasked)
+    neither = make(clip, (NAME, {"use_utpa": False, "use_fgp": False}))
+    assert list(neither.loss(features, unmasked)) == ["image"]
+
+
 def test_selection_passes_gradients_of_the_gathered_values_only(clip: CLIP) -> None:
     method = make(clip, (NAME, {"top_k": 2, "use_fgp": False}))
     features = pick(encode(clip, method, 1), [0])

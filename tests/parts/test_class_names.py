@@ -79,5 +79,10 @@ def test_majority_of_a_class(clip: CLIP) -> None:
     images = torch.stack([own, own, other])
     assert chosen.per_class(images, ["screw"] * 3) == ["screw"] * 3
     assert chosen.per_class(images[1:], ["screw"] * 2) == ["screw"] * 2, "a tie keeps the name"
-    chosen.vote(torch.stack([other, other, own]), ["screw_1", "screw2", "screw"])
-    assert chosen.per_class(images, ["screw"] * 3) == ["object"] * 3, "earlier votes decide"
+    chosen.vote(torch.stack([other, other, own]), ["screw1"] * 3)
+    assert chosen.per_class(images, ["screw1"] * 3) == ["object"] * 3, "earlier votes decide"
+    assert chosen.per_class(images, ["screw2"] * 3) == ["screw"] * 3, "another class votes for itself"
+    mixed = chosen.per_class(images[[0, 2, 2]], ["screw1", "screw2", "screw2"])
+    assert mixed == ["object"] * 3
+    chosen.clear()
+    assert chosen.per_class(images, ["screw1"] * 3) == ["screw"] * 3

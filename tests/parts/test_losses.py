@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blemish.parts.losses import dice, focal
+from blemish.parts.losses import dice, focal, layer_names
 
 
 def both(abnormal: torch.Tensor) -> torch.Tensor:
@@ -39,3 +39,8 @@ def test_dice_averages_images_not_rows() -> None:
     apart = torch.stack([dice(p[i : i + 1], y[i : i + 1]) for i in range(3)])
     assert torch.allclose(dice(p, y), apart.mean())
     assert torch.allclose(dice(p, y.bool()), apart.mean())
+
+
+def test_layers_of_one_block_have_names_of_their_own() -> None:
+    assert layer_names((6, 12, 18, 24)) == ("6", "12", "18", "24")
+    assert layer_names((1, 1, 2, 1)) == ("1", "1_2", "2", "1_3")

@@ -3,7 +3,7 @@
 Two prompts, "[V1]..[V12] object." and "[W1]..[W12] damaged object.", hold learned words; learned tokens
 replace the first positions inside the text tower; local features come from a parallel stream of value-value
 attention (DPAM). Where paper and code disagree the code is followed; the preset "paper" has the paper's
-layers and weight.
+layers and weight, the other presets are its ablations.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..clip.layers import resolve_layers
 from ..clip.model import CLIP, DeepPrompts
 from ..errors import BadOption
-from ..parts.losses import dice, focal
+from ..parts.losses import dice, focal, layer_names
 from ..parts.maps import gaussian_blur, softmax_then_upsample, upsample
 from ..parts.prompts import Template, TextCache, fill, template
 from ..parts.scores import cosine_logits
@@ -76,7 +76,14 @@ class AnomalyCLIP(nn.Module):
 
     config_class: ClassVar[type] = AnomalyCLIPConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {"layers": (0.25, 0.5, 0.75, 1.0), "local_weight": 1.0}
+        "paper": {"layers": (0.25, 0.5, 0.75, 1.0), "local_weight": 1.0},
+        "object_aware": {"object_aware": True},
+        "shared_words": {"shared_words": True},
+        "qk": {"streams": ("qk",)},
+        "qq": {"streams": ("qq",)},
+        "kk": {"streams": ("kk",)},
+        "qq+kk+vv": {"streams": ("qq", "kk", "vv")},
+        "qk+qq+kk+vv": {"streams": ("qk", "qq", "kk", "vv")},
     }
     # The published recipe: VisA's or MVTec AD's test split, the last epoch is the result.
     recipe: ClassVar[dict[str, Any]] = {
@@ -213,19 +220,20 @@ class AnomalyCLIP(nn.Module):
     ) -> dict[str, Tensor]:
         """Terms of the training loss, weights included; their sum is the total.
 
-        "image", and per block N "focal.N", "dice_abnormal.N", "dice_normal.N"; without masks only "image".
+        "image", and per layer N (`layer_names`) "focal.N", "dice_abnormal.N", "dice_normal.N"; without masks
+        only "image".
         """
         text = self.text_features(class_names)
         terms = {"image": F.cross_entropy(self.image_logits(features, text), target.label.long())}
         if target.mask is None:
             return terms
         mask = target.mask.float()
-        for block, logits in zip(self.blocks, self.token_logits(features, text), strict=True):
+        for layer, logits in zip(layer_names(self.blocks), self.token_logits(features, text), strict=True):
             maps = softmax_then_upsample(logits[:, 1:], features.grid, features.image_size)
             parts = {
                 "focal": focal(maps, mask),
                 "dice_abnormal": dice(maps[:, 1], mask),
                 "dice_normal": dice(maps[:, 0], 1 - mask),
             }
-            terms |= {f"{name}.{block}": self.config.local_weight * value for name, value in parts.items()}
+            terms |= {f"{name}.{layer}": self.config.local_weight * value for name, value in parts.items()}
         return terms

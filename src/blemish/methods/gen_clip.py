@@ -23,7 +23,7 @@ from ..clip.layers import resolve_layers
 from ..clip.model import CLIP, DeepPrompts
 from ..errors import BadOption
 from ..parts.class_names import ClassNameFilter, spaced
-from ..parts.losses import dice, focal
+from ..parts.losses import dice, focal, layer_names
 from ..parts.maps import gaussian_blur, upsample_then_probability, upsample_then_softmax
 from ..parts.prompts import TextCache, tokenizer_of
 from ..parts.scores import confidence_weighted, cosine_logits, maximum
@@ -367,7 +367,7 @@ class GenCLIP(nn.Module):
     def loss(
         self, features: ImageFeatures, target: Target, class_names: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
-        """Terms of the training loss, "focal.N" and "dice.N" per block N; their sum is the total.
+        """Terms of the training loss, "focal.N" and "dice.N" per layer N (`layer_names`); their sum is the total.
 
         Only the vision-enhanced branch is trained. Raises ValueError without masks.
         """
@@ -375,10 +375,12 @@ class GenCLIP(nn.Module):
             raise ValueError("gen_clip learns from masks only; give Target.mask, or train anomaly_clip")
         mask = target.mask.float()
         terms = {}
-        for block, maps in zip(self.blocks, self.training_maps(features, class_names), strict=True):
-            terms[f"focal.{block}"] = focal(maps, mask)
+        for layer, maps in zip(
+            layer_names(self.blocks), self.training_maps(features, class_names), strict=True
+        ):
+            terms[f"focal.{layer}"] = focal(maps, mask)
             overlap = dice(maps[:, 1], mask)
-            terms[f"dice.{block}"] = (
+            terms[f"dice.{layer}"] = (
                 overlap + dice(maps[:, 0], 1 - mask) if self.config.dice_both else overlap
             )
         return terms

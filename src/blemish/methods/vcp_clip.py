@@ -24,7 +24,7 @@ from ..clip.model import CLIP
 from ..errors import BadOption
 from ..parts.attention import PatchAttention
 from ..parts.deep_text import PromptNorm, deep_text_features
-from ..parts.losses import dice, focal
+from ..parts.losses import dice, focal, layer_names
 from ..parts.maps import gaussian_blur, upsample_then_probability, upsample_then_softmax
 from ..parts.prompts import TextCache, template
 from ..parts.scores import cosine_logits, maximum, top_k_mean
@@ -174,6 +174,12 @@ class VCPCLIP(nn.Module):
         """The logarithms of the two logit scales (one without Post-VCP)."""
         return [self.log_scale, self.post_log_scale] if self.config.post_vcp else [self.log_scale]
 
+    @torch.no_grad()
+    def learned_scalars(self) -> dict[str, float]:
+        """What a training log should show: the temperatures (one without Post-VCP)."""
+        names = ("temperature", "post_temperature")
+        return {name: math.exp(-float(scale)) for name, scale in zip(names, self.scales(), strict=False)}
+
     def train(self, mode: bool = True) -> VCPCLIP:
         """Training or evaluation mode; kept text features are forgotten."""
         self._cache.clear()
@@ -273,7 +279,7 @@ class VCPCLIP(nn.Module):
     ) -> dict[str, Tensor]:
         """Terms of the training loss; their sum is the total.
 
-        Per block N "focal.base.N", "dice.base.N", and with Post-VCP "focal.post.N", "dice.post.N".
+        Per layer N (`layer_names`) "focal.base.N", "dice.base.N", and with Post-VCP "focal.post.N", "dice.post.N".
         Raises ValueError without masks: the method has no image-level loss.
         """
         if target.mask is None:
@@ -285,8 +291,8 @@ class VCPCLIP(nn.Module):
             branches["post"] = found.post_logits
         terms = {}
         for branch, layers in branches.items():
-            for block, logits in zip(self.blocks, layers, strict=True):
+            for layer, logits in zip(layer_names(self.blocks), layers, strict=True):
                 maps = upsample_then_softmax(logits, features.grid, features.image_size)
-                terms[f"focal.{branch}.{block}"] = focal(maps, mask)
-                terms[f"dice.{branch}.{block}"] = dice(maps[:, 1], mask)
+                terms[f"focal.{branch}.{layer}"] = focal(maps, mask)
+                terms[f"dice.{branch}.{layer}"] = dice(maps[:, 1], mask)
         return terms

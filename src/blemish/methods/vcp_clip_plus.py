@@ -24,7 +24,7 @@ from ..clip.model import CLIP
 from ..errors import BadOption
 from ..parts.attention import PatchAttention
 from ..parts.deep_text import PromptNorm, deep_text_features
-from ..parts.losses import dice, focal
+from ..parts.losses import dice, focal, layer_names
 from ..parts.maps import gaussian_blur, upsample_then_probability, upsample_then_softmax
 from ..parts.prompts import template
 from ..parts.scores import cosine_logits, top_k_mean
@@ -371,7 +371,7 @@ class VCPCLIPPlus(nn.Module):
     ) -> dict[str, Tensor]:
         """Terms of the training loss, weighted by LoReb where it is on; their sum is the total.
 
-        Per block N "focal.fused.N", "dice.fused.N"; without UniOp the same of "base" and "post".
+        Per layer N (`layer_names`) "focal.fused.N", "dice.fused.N"; without UniOp the same of "base" and "post".
         Raises ValueError without masks: the method has no image-level loss.
         """
         if target.mask is None:
@@ -380,7 +380,7 @@ class VCPCLIPPlus(nn.Module):
         focal_weight, dice_weight = self.loss_weights()
         terms = {}
         for branch, layers in self.training_maps(features).items():
-            for block, maps in zip(self.blocks, layers, strict=True):
-                terms[f"focal.{branch}.{block}"] = focal_weight * focal(maps, mask)
-                terms[f"dice.{branch}.{block}"] = dice_weight * dice(maps[:, 1], mask)
+            for layer, maps in zip(layer_names(self.blocks), layers, strict=True):
+                terms[f"focal.{branch}.{layer}"] = focal_weight * focal(maps, mask)
+                terms[f"dice.{branch}.{layer}"] = dice_weight * dice(maps[:, 1], mask)
         return terms

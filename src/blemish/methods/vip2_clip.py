@@ -22,7 +22,7 @@ from ..clip.layers import resolve_layers
 from ..clip.model import CLIP
 from ..errors import BadOption
 from ..parts.attention import PatchAttention
-from ..parts.losses import dice, focal
+from ..parts.losses import dice, focal, layer_names
 from ..parts.maps import gaussian_blur, softmax_then_upsample, to_grid, upsample
 from ..parts.prompts import TextCache, fill, template
 from ..types import POSITION_RESIZES, FeatureSpec, ImageFeatures, Prediction, Target
@@ -294,8 +294,12 @@ class ViP2CLIP(nn.Module):
     ) -> dict[str, Tensor]:
         """Terms of the training loss, weights included; their sum is the total.
 
-        "image", and per block N "focal.N", "dice_abnormal.N", "dice_normal.N"; without masks only "image".
+        "image", and per layer N (`layer_names`) "focal.N", "dice_abnormal.N", "dice_normal.N"; without masks
+        only "image", which UTPA carries to every learned part. Raises ValueError without masks where it does
+        not, so that the maps would stay those of random weights.
         """
+        if target.mask is None and self.config.use_fgp and not self.config.use_utpa:
+            raise ValueError("vip2_clip without use_utpa learns ViP-FGP from masks only; give Target.mask")
         found = self.align(features)
         logits = found.image_cosines / self.config.temperature
         image = [F.cross_entropy(decision, target.label.long()) for decision in logits.unbind(dim=1)]
@@ -303,7 +307,7 @@ class ViP2CLIP(nn.Module):
         if target.mask is None:
             return terms
         mask = target.mask.float()
-        for block, cosines in zip(self.blocks, found.cosines, strict=True):
+        for layer, cosines in zip(layer_names(self.blocks), found.cosines, strict=True):
             maps = softmax_then_upsample(
                 cosines / self.config.temperature, features.grid, features.image_size
             )
@@ -312,7 +316,7 @@ class ViP2CLIP(nn.Module):
                 "dice_abnormal": dice(maps[:, 1], mask),
                 "dice_normal": dice(maps[:, 0], 1 - mask),
             }
-            terms |= {f"{name}.{block}": self.config.lambda_local * value for name, value in parts.items()}
+            terms |= {f"{name}.{layer}": self.config.lambda_local * value for name, value in parts.items()}
         return terms
 
 

@@ -45,19 +45,24 @@ class ClassNameFilter:
     def per_class(self, class_feature: Tensor, names: Sequence[str]) -> list[str]:
         """The term of each image, the same for all images of a name: most of those that voted decide.
 
-        Names without votes are decided by these images alone.
+        Names without votes are decided by these images alone. Classes whose names differ in digits alone
+        vote apart.
         """
         terms = self.terms(names)
         here: dict[str, Counter[bool]] = {}
-        if not all(term in self._votes for term in terms):
-            _count(here, terms, self.fits(class_feature, terms))
+        if not all(name in self._votes for name in names):
+            _count(here, names, self.fits(class_feature, terms))
         votes = here | self._votes
-        return [term if votes[term][True] >= votes[term][False] else self.generic for term in terms]
+        kept = {name: count[True] >= count[False] for name, count in votes.items()}
+        return [term if kept[name] else self.generic for name, term in zip(names, terms, strict=True)]
 
     def vote(self, class_feature: Tensor, names: Sequence[str]) -> None:
         """Let images of a test set vote on their names before `per_class` is asked."""
-        terms = self.terms(names)
-        _count(self._votes, terms, self.fits(class_feature, terms))
+        _count(self._votes, names, self.fits(class_feature, self.terms(names)))
+
+    def clear(self) -> None:
+        """Forget all votes."""
+        self._votes.clear()
 
     def terms(self, names: Sequence[str]) -> list[str]:
         """Cleaned names, the generic word where nothing is left."""
@@ -86,6 +91,6 @@ class ClassNameFilter:
         return self._texts[key]
 
 
-def _count(votes: dict[str, Counter[bool]], terms: Sequence[str], fits: Sequence[bool]) -> None:
-    for term, fit in zip(terms, fits, strict=True):
-        votes.setdefault(term, Counter())[fit] += 1
+def _count(votes: dict[str, Counter[bool]], names: Sequence[str], fits: Sequence[bool]) -> None:
+    for name, fit in zip(names, fits, strict=True):
+        votes.setdefault(name, Counter())[fit] += 1

@@ -1,6 +1,8 @@
-"""Losses on probability maps."""
+"""Losses on probability maps, and the names of their terms."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -32,3 +34,13 @@ def dice(probability: Tensor, mask: Tensor, smooth: float = 1.0) -> Tensor:
     overlap = (probability * mask).sum(dim=1)
     total = probability.sum(dim=1) + mask.sum(dim=1)
     return (1 - (2 * overlap + smooth) / (total + smooth)).mean()
+
+
+def layer_names(blocks: Sequence[int]) -> tuple[str, ...]:
+    """Names of a loss's layers, all different: the block's number, and a count where a block comes again.
+
+    Quarters of a tower of two blocks are 1, 1, 2, 2: layer_names((1, 1, 2, 2)) == ("1", "1_2", "2", "2_2").
+    Terms of the same name would take each other's place and be missing in the sum.
+    """
+    counts = [blocks[: i + 1].count(block) for i, block in enumerate(blocks)]
+    return tuple(f"{block}_{n}" if n > 1 else str(block) for block, n in zip(blocks, counts, strict=True))
