@@ -6,99 +6,85 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from blemish.metrics.buffer import Buffer
 from blemish.metrics.ranking import Groups
+from blemish.metrics.regions import Regions
 
 BLOCK = 16384  # anomalous pixels a step of the final pass takes: its work arrays stay in the cache
-SLACK = 32  # a full buffer grows by 1/32, so spare room costs at most 3 %
-LEAST_ROOM = 1 << 16
-
-
-class Buffer:
-    """A growing one-dimensional array. It grows in place where the system can, so joining needs no copy."""
-
-    def __init__(self, dtype: np.dtype) -> None:
-        self._array = np.empty(0, dtype=dtype)
-        self._size = 0
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getstate__(self) -> dict[str, np.ndarray]:
-        return {"items": self.view()}
-
-    def __setstate__(self, state: dict[str, np.ndarray]) -> None:
-        self._array = state["items"].copy()  # an unpickled array does not own its memory and cannot grow
-        self._size = len(self._array)
-
-    def view(self) -> np.ndarray:
-        """The items so far; valid until the next `extend`."""
-        return self._array[: self._size]
-
-    def extend(self, items: np.ndarray) -> None:
-        """Append items of the buffer's type."""
-        end = self._size + len(items)
-        if end > len(self._array):
-            self._array.resize(max(end, self._size + max(self._size // SLACK, LEAST_ROOM)), refcheck=False)
-        self._array[self._size : end] = items
-        self._size = end
-
-    def sort(self) -> None:
-        """Sort in place, keys only."""
-        self.view().sort()
 
 
 class SinglePixels:
-    """Anomalous float32 scores with their region areas as one integer, which sorts by score, then area.
+    """float32 scores as integers of the same order, which sort and compare faster than floats.
 
-    The upper half is the score's bits in an order-preserving form, the lower half the area.
+    An anomalous pixel is one integer that sorts by score, then area of its region: the key above 32 bits of area.
     """
 
-    dtype = np.dtype(np.uint64)
-    LOW = np.uint64(0xFFFFFFFF)
-    HALF = np.uint64(32)
-    SIGN = np.uint32(0x80000000)
+    key = np.dtype(np.int32)
+    packed = np.dtype(np.int64)
+    LOW = 0xFFFFFFFF
+    ALL_BUT_SIGN = np.int32(0x7FFFFFFF)
 
     @classmethod
-    def pack(cls, scores: np.ndarray, areas: np.ndarray) -> np.ndarray:
-        """uint64 keys; zeros lose their sign, which makes them equal."""
-        bits = (scores + np.float32(0)).view(np.uint32)
-        ordered = np.where(bits & cls.SIGN, ~bits, bits | cls.SIGN)
-        return (ordered.astype(np.uint64) << cls.HALF) | areas.astype(np.uint64)
+    def keys(cls, scores: np.ndarray, positive: bool = False) -> np.ndarray:
+        """int32 of float32 scores; equal for both zeros. positive: all scores are above 0, which saves work."""
+        if positive:
+            return scores.view(np.int32)
+        bits = (scores + np.float32(0)).view(np.int32)  # -0.0 loses its sign
+        return bits ^ ((bits >> 31) & cls.ALL_BUT_SIGN)
 
     @classmethod
-    def unpack(cls, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float32 and areas of keys."""
-        ordered = (keys >> cls.HALF).astype(np.uint32)
-        bits = np.where(ordered & cls.SIGN, ordered ^ cls.SIGN, ~ordered)
-        return bits.view(np.float32), keys & cls.LOW
+    def scores(cls, keys: np.ndarray) -> np.ndarray:
+        """float32 scores of keys."""
+        return (keys ^ ((keys >> 31) & cls.ALL_BUT_SIGN)).view(np.float32)
 
     @classmethod
-    def first_of_tie(cls, key: np.generic) -> np.generic:
-        """A key not above any other of the same score."""
-        return np.uint64(key) & ~cls.LOW
+    def pack(cls, keys: np.ndarray, areas: np.ndarray) -> np.ndarray:
+        """int64 of each key with its area, below 2**32."""
+        return (keys.astype(np.int64) << 32) | areas
+
+    @classmethod
+    def unpack(cls, packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and areas."""
+        return (packed >> 32).astype(np.int32), packed & cls.LOW
+
+    @classmethod
+    def first_of_tie(cls, packed: np.generic) -> np.generic:
+        """A packed pixel not above any other of the same score."""
+        return np.int64(packed) & ~np.int64(cls.LOW)
 
 
 class DoublePixels:
-    """Anomalous float64 scores with their region areas as complex numbers, which sort by score, then area."""
+    """float64 scores as they are; an anomalous pixel is a complex number, which sorts by score, then area."""
 
-    dtype = np.dtype(np.complex128)
+    key = np.dtype(np.float64)
+    packed = np.dtype(np.complex128)
 
     @staticmethod
-    def pack(scores: np.ndarray, areas: np.ndarray) -> np.ndarray:
-        """complex128 keys; zeros lose their sign, which makes them equal."""
-        keys = np.empty(len(scores), dtype=np.complex128)
-        keys.real, keys.imag = scores + 0.0, areas
+    def keys(scores: np.ndarray, positive: bool = False) -> np.ndarray:
+        """The scores, where -0.0 loses its sign."""
+        return scores if positive else scores + 0.0
+
+    @staticmethod
+    def scores(keys: np.ndarray) -> np.ndarray:
+        """float64 scores of keys."""
         return keys
 
     @staticmethod
-    def unpack(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Scores float64 and areas of keys."""
-        return keys.real, keys.imag
+    def pack(keys: np.ndarray, areas: np.ndarray) -> np.ndarray:
+        """complex128 of each key with its area."""
+        packed = np.empty(len(keys), dtype=np.complex128)
+        packed.real, packed.imag = keys, areas
+        return packed
 
     @staticmethod
-    def first_of_tie(key: np.generic) -> np.generic:
-        """A key not above any other of the same score."""
-        return np.complex128(complex(float(key.real), 0.0))
+    def unpack(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and areas."""
+        return packed.real, packed.imag
+
+    @staticmethod
+    def first_of_tie(packed: np.generic) -> np.generic:
+        """A packed pixel not above any other of the same score."""
+        return np.complex128(complex(float(packed.real), 0.0))
 
 
 class ExactStore:
@@ -106,8 +92,8 @@ class ExactStore:
 
     def __init__(self) -> None:
         self.dtype: np.dtype = np.dtype(np.float32)
-        self._normal = Buffer(self.dtype)
-        self._anomalous = Buffer(SinglePixels.dtype)
+        self._normal = Buffer(SinglePixels.key)
+        self._anomalous = Buffer(SinglePixels.packed)
         self._sorted = True
 
     @property
@@ -122,39 +108,38 @@ class ExactStore:
     def negatives(self) -> int:
         return len(self._normal)
 
-    def add(self, scores: np.ndarray, mask: np.ndarray | None, areas: np.ndarray) -> None:
-        """scores: (H, W) float32 or float64. mask: bool (H, W), None when all normal. areas: per mask pixel."""
+    def add(self, scores: np.ndarray, least: float, mask: np.ndarray, regions: Regions) -> None:
+        """scores: (H, W) float32 or float64. least: their minimum. mask: bool (H, W) with its regions."""
         if scores.dtype == np.float64:
             self._widen()
-        scores = scores.astype(self.dtype, copy=False)
-        if mask is None:
-            self._normal.extend(scores.reshape(-1))
-        else:
-            self._normal.extend(scores[~mask])
-            self._anomalous.extend(self._form.pack(scores[mask], areas))
+        keys = self._form.keys(scores.astype(self.dtype, copy=False), positive=least > 0)
+        rows, held = regions.rows, mask[regions.rows]
+        self._normal.extend(keys[: rows.start].reshape(-1))
+        self._normal.extend(keys[rows][~held])
+        self._normal.extend(keys[rows.stop :].reshape(-1))
+        self._anomalous.extend(self._form.pack(keys[rows][held], regions.areas))
         self._sorted = False
 
     def merge(self, other: ExactStore) -> None:
         """Append the pixels of another state."""
         if other.dtype == np.float64:
             self._widen()
-        self._normal.extend(other._normal.view().astype(self.dtype, copy=False))
-        keys = other._anomalous.view()
+        normal, anomalous = other._normal.view(), other._anomalous.view()
         if other.dtype != self.dtype:
-            keys = self._form.pack(*other._form.unpack(keys))
-        self._anomalous.extend(keys)
+            normal, anomalous = doubled(normal, anomalous)
+        self._normal.extend(normal)
+        self._anomalous.extend(anomalous)
         self._sorted = False
 
     def _widen(self) -> None:
         """Go over to float64, which holds every float32 exactly."""
         if self.dtype == np.float64:
             return
-        single = self._form.unpack(self._anomalous.view())
-        normal = self._normal.view().astype(np.float64)
+        normal, anomalous = doubled(self._normal.view(), self._anomalous.view())
         self.dtype = np.dtype(np.float64)
-        self._normal, self._anomalous = Buffer(self.dtype), Buffer(DoublePixels.dtype)
+        self._normal, self._anomalous = Buffer(DoublePixels.key), Buffer(DoublePixels.packed)
         self._normal.extend(normal)
-        self._anomalous.extend(DoublePixels.pack(*single))
+        self._anomalous.extend(anomalous)
 
     def _sort(self) -> None:
         if not self._sorted:
@@ -165,25 +150,26 @@ class ExactStore:
     def false_above(self, thresholds: np.ndarray) -> np.ndarray:
         """Normal pixels with score > threshold; thresholds: (K,) of the scores' type."""
         self._sort()
-        return self.negatives - np.searchsorted(self._normal.view(), thresholds, side="right")
+        keys = self._form.keys(thresholds)
+        return self.negatives - np.searchsorted(self._normal.view(), keys, side="right")
 
     def groups(self) -> Iterator[Groups]:
         """One group per distinct anomalous score, highest first, in blocks."""
         self._sort()
-        normal, keys = self._normal.view(), self._anomalous.view()
+        normal, anomalous = self._normal.view(), self._anomalous.view()
         true, overlap = 0, 0.0
-        stop, high = len(keys), len(normal)
+        stop, high = len(anomalous), len(normal)
         while stop:
             start = max(0, stop - BLOCK)
-            start = int(np.searchsorted(keys[: start + 1], self._form.first_of_tie(keys[start])))
-            scores, areas = self._form.unpack(keys[start:stop][::-1])
-            first = np.flatnonzero(np.concatenate([[True], scores[1:] != scores[:-1]]))
-            distinct = scores[first]
-            positives = np.diff(first, append=len(scores))
+            start = int(np.searchsorted(anomalous[: start + 1], self._form.first_of_tie(anomalous[start])))
+            keys, areas = self._form.unpack(anomalous[start:stop][::-1])
+            first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+            distinct = keys[first]
+            positives = np.diff(first, append=len(keys))
             weights = np.add.reduceat(1.0 / areas, first)
             at_or_below, below, high = count_normal(normal, high, distinct)
             groups = Groups(
-                distinct,
+                self._form.scores(distinct),
                 positives,
                 weights,
                 true + np.cumsum(positives),
@@ -196,8 +182,15 @@ class ExactStore:
             stop = start
 
 
+def doubled(normal: np.ndarray, anomalous: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Normal and anomalous pixels of float32 scores in the form of float64 scores."""
+    keys, areas = SinglePixels.unpack(anomalous)
+    packed = DoublePixels.pack(SinglePixels.scores(keys).astype(np.float64), areas)
+    return SinglePixels.scores(normal).astype(np.float64), packed
+
+
 def count_normal(normal: np.ndarray, high: int, distinct: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """How many normal scores are <= and < each of `distinct`, and where the next lower block may stop looking.
+    """How many normal keys are <= and < each of `distinct`, and where the next lower block may stop looking.
 
     normal: sorted, rising. high: all from there on are above every one of `distinct`, which is falling.
     """

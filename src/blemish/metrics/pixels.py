@@ -15,11 +15,11 @@ from blemish.metrics.bounds import ProBound, RankingBounds, at_f1_max, iou_from_
 from blemish.metrics.exact import ExactStore
 from blemish.metrics.ranking import Curve, Ranking, Value, between, thinned_curve, undefined
 from blemish.metrics.regions import (
-    STRUCTURES,
+    CONNECTIVITIES,
     OverlapAbove,
     ProArea,
     as_mask,
-    region_areas,
+    find_regions,
     sampled_area,
     sampled_thresholds,
 )
@@ -59,7 +59,7 @@ class MetricOptions:
         for kind, value, choices in (("mode", self.mode, MODES), ("protocol", self.protocol, PROTOCOLS)):
             if value not in choices:
                 raise UnknownName(kind, value, choices)
-        if self.connectivity not in STRUCTURES:
+        if self.connectivity not in CONNECTIVITIES:
             raise BadOption(f"connectivity is {self.connectivity!r}; expected 4 or 8")
         if not 0 < self.fpr_limit <= 1:
             raise BadOption(f"fpr_limit is {self.fpr_limit!r}; expected a rate above 0 and at most 1")
@@ -106,20 +106,19 @@ class PixelMetrics:
         name: how errors call the image. Raises BadImage for anything else; nothing is added then.
         """
         name = name or f"map {self.images}"
-        scores = as_scores(anomaly_map, name)
+        scores, least, largest = as_scores(anomaly_map, name)
         truth = as_mask(mask, name)
         if scores.shape != truth.shape:
             raise BadImage(
                 f"map of {name} is {scores.shape} and its mask {truth.shape} (rows, columns); "
                 "resize one of them first, metrics never do"
             )
-        areas, count = region_areas(truth, self.options.connectivity)
-        self._store.add(scores, truth if count else None, areas)
+        regions = find_regions(truth, self.options.connectivity)
+        self._store.add(scores, least, truth, regions)
         self._dtype = np.promote_types(self._dtype, scores.dtype)
-        self._least = min(self._least, float(scores.min()))
-        self._largest = max(self._largest, float(scores.max()))
+        self._least, self._largest = min(self._least, least), max(self._largest, largest)
         self.images += 1
-        self.regions += count
+        self.regions += regions.count
 
     def merge(self, other: PixelMetrics) -> None:
         """Add the images of another state. Raises BadOption when it was gathered otherwise."""
@@ -227,8 +226,11 @@ class PixelMetrics:
         return {f"pixel_{name}": value for name, value in zip(NAMES, values, strict=True)}
 
 
-def as_scores(anomaly_map: np.ndarray, name: str) -> np.ndarray:
-    """(H, W) float32 or float64 without rounding; raises BadImage for other shapes, types, NaN and infinity."""
+def as_scores(anomaly_map: np.ndarray, name: str) -> tuple[np.ndarray, float, float]:
+    """(H, W) float32 or float64 without rounding, least and largest score.
+
+    Raises BadImage for other shapes and types, NaN and infinity.
+    """
     scores = np.asarray(anomaly_map)
     if scores.ndim != 2 or not scores.size:
         raise BadImage(f"map of {name} has shape {scores.shape}; expected (H, W) with at least one pixel")
@@ -241,6 +243,8 @@ def as_scores(anomaly_map: np.ndarray, name: str) -> np.ndarray:
         raise BadImage(
             f"map of {name} has type {scores.dtype}; expected float16, float32, float64 or integers"
         )
+    else:
+        scores = scores.astype(f"f{size}", copy=False)  # this machine's byte order
     low, high = float(scores.min()), float(scores.max())  # NaN goes through both
     if not math.isfinite(low) or not math.isfinite(high):
         bad = np.argwhere(~np.isfinite(scores))[0]
@@ -248,4 +252,4 @@ def as_scores(anomaly_map: np.ndarray, name: str) -> np.ndarray:
             f"non-finite score in {name}: {scores[tuple(bad)]} at row {bad[0]}, column {bad[1]}; "
             "metrics need finite maps"
         )
-    return scores
+    return scores, low, high

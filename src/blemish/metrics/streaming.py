@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from blemish.metrics.ranking import Groups
+from blemish.metrics.regions import Regions
 
 MANTISSA = 13  # bits: each halving of the distance to an end has 8192 bins
 INNER = (-48, -1)  # powers of two, in units of the range, that distances inside the range resolve
@@ -140,8 +141,8 @@ class BinStore:
         self._score[used[fresh]] = score[fresh]
         self._mixed[used] |= mixed | (self._score[used] != score)
 
-    def add(self, scores: np.ndarray, mask: np.ndarray | None, areas: np.ndarray) -> None:
-        """scores: (H, W). mask: bool (H, W), None when all normal. areas: region area per mask pixel."""
+    def add(self, scores: np.ndarray, least: float, mask: np.ndarray, regions: Regions) -> None:
+        """scores: (H, W). least: their minimum. mask: bool (H, W) with its regions."""
         ordered = np.sort(scores, axis=None)
         index = self.scale.index(ordered)
         first = np.append(0, np.flatnonzero(index[1:] != index[:-1]) + 1)
@@ -149,12 +150,12 @@ class BinStore:
         used, last = index[first], first + pixels - 1
         self._note(used, ordered[first], ordered[first] != ordered[last])
         self._pixels[used] += pixels
-        self.negatives += ordered.size - areas.size
-        self.positives += areas.size
-        if mask is not None:
-            index = self.scale.index(scores[mask])
+        self.negatives += ordered.size - regions.areas.size
+        self.positives += regions.areas.size
+        if regions.count:
+            index = self.scale.index(scores[regions.rows][mask[regions.rows]])
             np.add.at(self._anomalous, index, 1)
-            np.add.at(self._weights, index, 1.0 / areas)
+            np.add.at(self._weights, index, 1.0 / regions.areas)
 
     def merge(self, other: BinStore) -> None:
         """Add the counts of another state with the same range."""
