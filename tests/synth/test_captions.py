@@ -13,6 +13,7 @@ from blemish.synth.captions import (
     MATERIAL_WORDS,
     NORMAL_STATES,
     SHAPE_WORDS,
+    nouns_of,
     states_of,
 )
 from blemish.synth.palette import COLOURS, colour_name
@@ -42,7 +43,7 @@ def test_captions_agree_with_the_state(seed: int) -> None:
         assert picture.states[: len(ABNORMAL_STATES)] == ABNORMAL_STATES
     else:
         assert picture.states == NORMAL_STATES
-    assert any(word in text for text in texts for word in SHAPE_WORDS[picture.shape])
+    assert any(word in text for text in texts for word in nouns_of(picture.material, picture.shape))
     assert any(word in text for text in texts for word in MATERIAL_WORDS[picture.material])
     assert any(picture.colour in text for text in texts)
     assert any(word in text.replace(".", "").split() for text in texts for word in GENERIC)
@@ -51,11 +52,11 @@ def test_captions_agree_with_the_state(seed: int) -> None:
 def test_the_plain_wordings_occur() -> None:
     good, bad = (draw(rng(0), 96, defect=d) for d in (False, True))
     normal, abnormal = captions(good, rng(1), 3000), captions(bad, rng(2), 3000)
-    shapes = SHAPE_WORDS[good.shape]
+    shapes = nouns_of(good.material, good.shape)
     assert any(f"a photo of a good {shape}" in normal for shape in shapes)
     assert "a photo of a normal object" in normal
     assert "object." in normal
-    assert any(f"a photo of a damaged {shape}" in abnormal for shape in SHAPE_WORDS[bad.shape])
+    assert any(f"a photo of a damaged {shape}" in abnormal for shape in nouns_of(bad.material, bad.shape))
     assert "a photo of an anomalous object" in abnormal
     assert "damaged object." in abnormal
 

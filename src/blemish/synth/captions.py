@@ -65,6 +65,13 @@ MATERIAL_WORDS: dict[str, tuple[str, ...]] = {
     "tiles": ("tiled", "tile", "brick"), "mesh": ("mesh", "grid", "wire"),
     "panel": ("solar cell", "panel"), "printed": ("printed", "label"),
     "circuit": ("circuit board", "pcb", "printed circuit"),
+    "dough": ("baked", "dough", "cookie", "biscuit"), "peel": ("fruit", "peel", "vegetable"),
+    "glass": ("glass", "glossy", "screen"), "road": ("road", "asphalt", "pavement"),
+    "honeycomb": ("honeycomb", "perforated", "hexagonal"), "zipper": ("zipper", "toothed"),
+    "bristles": ("bristle", "brush", "toothbrush"), "leadframe": ("lead frame", "chip", "wafer"),
+    "board": ("circuit board", "pcb", "assembled board"), "mri": ("brain", "brain mri", "head mri"),
+    "ct": ("brain", "head ct", "brain ct"), "ultrasound": ("ultrasound", "thyroid"),
+    "xray": ("chest", "x-ray", "lung"), "endoscopy": ("colon", "endoscopy", "bowel"),
 }  # fmt: skip
 SHAPE_WORDS: dict[str, tuple[str, ...]] = {
     "surface": ("surface", "texture", "sheet"), "disc": ("disc", "cap", "coin", "lid"), "washer": ("washer", "ring"),
@@ -72,8 +79,20 @@ SHAPE_WORDS: dict[str, tuple[str, ...]] = {
     "capsule": ("capsule", "pill", "tablet"), "plate": ("plate", "panel"), "bracket": ("bracket", "angle"),
     "gear": ("gear", "toothed wheel"), "cookie": ("cookie", "biscuit", "lump", "nugget"),
     "shaft": ("shaft", "spindle", "cylinder", "tube"), "row": ("row of parts", "array", "set of parts"),
-    "scan": ("scan", "section", "slice"),
+    "bottle": ("bottle", "cup", "lid", "bottle top"), "cable": ("cable", "wire"),
+    "component": ("component", "transistor", "chip", "connector"), "tube": ("tube", "candle", "dowel", "hose"),
+    "heap": ("set of pieces", "group of parts", "pile"), "kernel": ("nut", "fruit", "hazelnut", "cashew", "potato"),
 }  # fmt: skip
+NOUNS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("mri", "ct"), ("scan", "image", "slice", "section")),
+    "ultrasound": ("scan", "image", "picture"),
+    "xray": ("image", "picture", "radiograph"),
+    "endoscopy": ("image", "view", "picture"),
+    "board": ("board", "assembly", "surface"),
+    "zipper": ("zipper", "fastener", "surface"),
+    "bristles": ("brush", "head", "surface"),
+}
+"""Nouns for full-frame materials that are more than a surface."""
 DEFECT_WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "scratch": (("scratch", "scratches", "scrape"), ("scratched",)),
     "streak": (("streak", "line", "missing thread", "roller mark"), ("streaked",)),
@@ -101,6 +120,24 @@ DEFECT_WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "mouse_bite": (("mouse bite", "nick", "notch"), ("nicked",)),
     "pinhole": (("pin hole", "pinhole", "void"), ("faulty",)),
     "island": (("spurious copper", "island", "splash"), ("faulty",)),
+    "oil": (("oil", "oil stain", "grease", "wet spot"), ("oily", "greasy")),
+    "glue": (("glue", "glue strip", "adhesive", "wax drop"), ("sticky", "contaminated")),
+    "mould": (("mould", "fungus", "rot"), ("mouldy", "rotten")),
+    "poke": (("poke", "prick", "poked hole"), ("poked", "pierced")),
+    "abrasion": (("abrasion", "rough patch", "wear mark"), ("abraded", "worn", "rough")),
+    "crumbs": (("crumbs", "fragments", "chippings"), ("crumbling",)),
+    "broken": (("break", "broken piece", "fracture"), ("broken", "fractured")),
+    "bent": (("bend", "bent part", "bent lead"), ("bent", "crooked")),
+    "wrong_colour": (("wrong colour", "colour spot", "wrong part"), ("discoloured", "mixed up")),
+    "turned": (("turned part", "flipped part", "rotated part"), ("misaligned", "flipped")),
+    "weave_error": (("weaving fault", "missing thread", "pulled thread", "broken yarn"), ("frayed", "snagged")),
+    "misprint": (("misprint", "faulty imprint", "print error"), ("misprinted",)),
+    "lesion": (("lesion", "mole", "melanoma", "rash"), ("diseased",)),
+    "polyp": (("polyp", "growth", "swelling"), ("diseased", "swollen")),
+    "tumour": (("tumor", "tumour", "mass"), ("diseased",)),
+    "bleed": (("haemorrhage", "hemorrhage", "bleeding"), ("diseased", "bleeding")),
+    "nodule": (("nodule", "cyst", "mass"), ("diseased",)),
+    "opacity": (("opacity", "infiltrate", "pneumonia"), ("diseased",)),
 }  # fmt: skip
 _VIEWS = (
     "a photo of {}", "a photo of {} for visual inspection", "a close-up photo of {}", "a cropped photo of {}",
@@ -110,6 +147,8 @@ _VIEWS = (
 _MASS = {
     "discolouration", "contamination", "dirt", "residue", "foreign material", "rust", "corrosion",
     "debris", "spalling", "spurious copper", "misalignment", "swelling", "distortion", "deformation",
+    "oil", "grease", "glue", "adhesive", "mould", "fungus", "rot", "haemorrhage", "hemorrhage", "bleeding",
+    "pneumonia", "melanoma",
 }  # fmt: skip
 _NORMAL = (
     "{article} {state} {noun}", "{thing} without defect", "{thing} without damage", "{thing} without flaw",
@@ -141,6 +180,11 @@ def states_of(defects: Sequence[str]) -> tuple[str, ...]:
     """Words for the state of a picture with these defects: the general ones, then those of each defect."""
     own = [word for name in dict.fromkeys(defects) for word in DEFECT_WORDS[name][1]]
     return (*ABNORMAL_STATES, *dict.fromkeys(own))
+
+
+def nouns_of(material: str, shape: str) -> tuple[str, ...]:
+    """The words for what is seen: of the shape, or of a material that fills the picture with more than itself."""
+    return NOUNS.get(material, SHAPE_WORDS[shape]) if shape == "surface" else SHAPE_WORDS[shape]
 
 
 def _pick(rng: np.random.Generator, words: Sequence[str]) -> str:
@@ -205,7 +249,7 @@ def _fixed(shape: str, normal: bool) -> tuple[str, ...]:
 
 def title(rng: np.random.Generator, material: str, shape: str, colour: str, defect: str | None) -> str:
     """The full caption: colour, material and shape, and the defect or its absence."""
-    thing = f"{colour} {_pick(rng, MATERIAL_WORDS[material])} {_pick(rng, SHAPE_WORDS[shape])}"
+    thing = f"{colour} {_pick(rng, MATERIAL_WORDS[material])} {_pick(rng, nouns_of(material, shape))}"
     if defect is None:
         ending = _pick(rng, ("without defect", "without damage", "without flaw", "in good condition"))
         return f"{_article(colour)} {thing} {ending}"
@@ -218,7 +262,7 @@ def captions(picture: Picture, rng: np.random.Generator, n: int) -> list[str]:
     Every caption says or implies whether there is a defect, except the bare class names. Repetitions may occur.
     """
     normal = picture.defect_type is None
-    fixed = _fixed(_pick(rng, SHAPE_WORDS[picture.shape]), normal)
+    fixed = _fixed(_pick(rng, nouns_of(picture.material, picture.shape)), normal)
     found: list[str] = []
     for _ in range(n):
         kind = rng.random()
@@ -229,7 +273,7 @@ def captions(picture: Picture, rng: np.random.Generator, n: int) -> list[str]:
         else:
             words = (
                 _pick(rng, MATERIAL_WORDS[picture.material]),
-                _pick(rng, SHAPE_WORDS[picture.shape]),
+                _pick(rng, nouns_of(picture.material, picture.shape)),
                 picture.colour,
             )
             found.append(_sentence(rng, words, picture.defect_type, picture.states, _pick(rng, _VIEWS)))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from blemish.synth.compose import Scene
 from blemish.synth.fields import (
     Field,
     Rng,
@@ -34,7 +35,6 @@ from blemish.synth.fields import (
     step,
     strokes,
 )
-from blemish.synth.objects import Scene
 from blemish.synth.palette import random_colour
 
 
@@ -76,7 +76,7 @@ def spot(rng: Rng, scene: Scene, where: Field | None = None) -> tuple[float, flo
 
 def contrast(rng: Rng, scene: Scene) -> float:
     """A signed brightness change, from just above the texture's own deviation to strong; dark more often."""
-    amount = log_uniform(rng, 0.06, 0.5) + 1.2 * scene.rough
+    amount = log_uniform(rng, 0.04, 0.5) + 1.2 * scene.rough
     return amount if chance(rng, 0.4) else -amount
 
 

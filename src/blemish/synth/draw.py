@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
-from blemish.synth.camera import Camera, Pixels, develop, expose, random_camera
+from blemish.synth.camera import Camera, Pixels, develop, expose, random_camera, soften
 from blemish.synth.captions import NORMAL_STATES, states_of, title
+from blemish.synth.compose import Scene, backdrop, compose
 from blemish.synth.defects import Change
-from blemish.synth.families import DEFECT_FUNCTIONS, MATERIAL_FUNCTIONS, SURFACE, Families
+from blemish.synth.families import (
+    BODIES,
+    DEFECT_FUNCTIONS,
+    HOMES,
+    LIVING,
+    MATERIAL_FUNCTIONS,
+    OUTLINES,
+    SURFACE,
+    USUAL_MATERIALS,
+    Families,
+)
 from blemish.synth.fields import Field, Mask, Rng, blur, bounds, chance, close, log_uniform
-from blemish.synth.fittings import fit
-from blemish.synth.objects import SHAPES as OUTLINES
-from blemish.synth.objects import Scene, backdrop, compose
+from blemish.synth.fittings import ON_OBJECTS, fit, glare, shade
 from blemish.synth.palette import colour_name
+from blemish.synth.scans import SCANS
 from blemish.synth.structural import LINE_ART, PARTS
 
 MIN_SIZE = 64
@@ -24,12 +34,13 @@ ATTEMPTS = 8
 SCENES = 40
 USUAL = ("scratch", "crack", "hole", "stain", "pits", "missing")
 """The defects that real parts show most, drawn somewhat more often."""
+WHOLE = ("broken", "bent")
+"""Defects that move the object, and so would take earlier ones along: only drawn first."""
 MIN_AREA, MAX_AREA = 0.0002, 0.35
 """A mask outside these fractions of the picture is not counted as a defect."""
-BODIES = ("plastic", "paint", "brushed", "steel", "cast", "wood", "rubber", "ceramic", "stone", "foam")
-"""Materials that most objects are made of."""
-VISIBLE = 0.03
-"""Least mean brightness change, of a full range of 1, inside a mask; below it a defect is not counted."""
+VISIBLE, FAINT = 0.03, 0.018
+"""Least mean brightness change, of a full range of 1, inside a mask; below it a defect is not counted. The second
+holds for smooth surfaces and quiet sensors, where the eye sees more."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,18 @@ class Picture:
     colour: str = "grey"
 
 
+@dataclass(frozen=True)
+class Shot:
+    """A scene before the camera: exposed without (`clean`) and with (`lit`) its defects, their mask and names."""
+
+    scene: Scene
+    camera: Camera
+    clean: Field
+    lit: Field
+    mask: Mask
+    defects: tuple[str, ...]
+
+
 def draw(
     rng: Rng, size: int = 224, *, defect: bool | None = None, families: Families | None = None
 ) -> Picture:
@@ -60,94 +83,141 @@ def draw(
     families: which materials, shapes and defect types may appear, all by default. Raises ValueError for a size too
     small, or when none of the allowed defects fits any allowed material or shape.
     """
-    return draw_pair(rng, size, defect=defect, families=families)[0]
+    shot = _shoot(rng, size, defect, families or Families())
+    return _picture(rng, shot, develop(shot.lit, shot.camera))
 
 
 def draw_pair(
     rng: Rng, size: int = 224, *, defect: bool | None = None, families: Families | None = None
 ) -> tuple[Picture, Pixels]:
     """As `draw`, with the same shot without the defect, uint8 (H, W, 3), beside it."""
+    shot = _shoot(rng, size, defect, families or Families())
+    return _picture(rng, shot, develop(shot.lit, shot.camera)), develop(shot.clean, shot.camera)
+
+
+def _shoot(rng: Rng, size: int, defect: bool | None, families: Families) -> Shot:
     if size < MIN_SIZE:
         raise ValueError(f"size is {size}; generated pictures are at least {MIN_SIZE} pixels wide")
-    families = families or Families()
     wanted = chance(rng, 0.6) if defect is None else defect
     for _ in range(SCENES):
-        scene = random_scene(rng, size, families)
-        camera = random_camera(rng, size)
+        around = _at_home(rng, families) if wanted else families
+        scene = random_scene(rng, size, around)
+        camera = random_camera(rng, size, scanner=scene.flat)
         clean = expose(scene.image, camera)
         if not wanted:
-            return _picture(rng, scene, develop(clean, camera), np.zeros((size, size), dtype=bool), ())
+            return Shot(scene, camera, clean, clean, np.zeros((size, size), dtype=bool), ())
         lit, mask, names = _damage(rng, scene, camera, clean, families)
         if names:
-            return _picture(rng, scene, develop(lit, camera), mask, names)[0], develop(clean, camera)
+            return Shot(scene, camera, clean, lit, mask, names)
     raise ValueError(
         f"none of the defects {', '.join(families.defects)} shows on the allowed materials "
         "and shapes; allow more of them"
     )
 
 
+def _at_home(rng: Rng, families: Families) -> Families:
+    """Now and then only the materials and shapes that one of the defects needs; always when all of them need some."""
+    homed = [name for name in families.defects if name in HOMES]
+    if not homed or (len(homed) < len(families.defects) and not chance(rng, 0.15)):
+        return families
+    home = HOMES[homed[int(rng.integers(len(homed)))]]
+    materials = tuple(name for name in families.materials if name in home.materials)
+    shapes = tuple(name for name in families.shapes if name in home.shapes)
+    if not materials or not shapes:
+        return families
+    return replace(families, materials=materials, shapes=shapes)
+
+
 def random_scene(rng: Rng, size: int, families: Families) -> Scene:
     """A normal surface (about half) or object of the allowed materials and shapes."""
     outlines = [name for name in families.shapes if name != SURFACE]
-    whole = SURFACE in families.shapes and (not outlines or chance(rng, 0.52))
-    choice = families.materials
-    if not whole and chance(rng, 0.6):
+    if SURFACE in families.shapes and (not outlines or chance(rng, 0.52)):
+        return _surface(rng, size, families)
+    shape = outlines[int(rng.integers(len(outlines)))]
+    choice = tuple(name for name in families.materials if name not in SCANS) or families.materials
+    if chance(rng, 0.65):
+        usual = USUAL_MATERIALS.get(shape, BODIES)
+        choice = tuple(name for name in usual if name in choice) or choice
+    elif chance(rng, 0.5):
         choice = tuple(name for name in choice if name in BODIES) or choice
     material = choice[int(rng.integers(len(choice)))]
-    if "circuit" in families.materials and whole and chance(rng, 0.06):
-        material = "circuit"
     texture = MATERIAL_FUNCTIONS[material](rng, size)
-    if whole:
-        plain = np.ones((size, size), dtype=np.float32)
-        image = np.clip(texture.image, 0, 1)
-        if texture.ink is None and chance(rng, 0.25):
-            image = fit(rng, image)
-        return Scene(
-            image, plain, material, SURFACE, texture.under, texture.fore, texture.ink, texture.labels,
-            rng.uniform(0, 6.28),
-        )  # fmt: skip
-    shape = outlines[int(rng.integers(len(outlines)))]
     form = OUTLINES[shape](rng, size)
+    if chance(rng, 0.2):
+        texture.image = fit(rng, texture.image, ON_OBJECTS)
     behind = None
     if chance(rng, 0.25):
-        other = families.materials[int(rng.integers(len(families.materials)))]
-        behind = MATERIAL_FUNCTIONS[other](rng, size)
+        others = tuple(name for name in families.materials if name not in SCANS)
+        if others:
+            behind = MATERIAL_FUNCTIONS[others[int(rng.integers(len(others)))]](rng, size)
     return compose(rng, texture, backdrop(rng, size, behind), form, material, shape)
 
 
+def _surface(rng: Rng, size: int, families: Families) -> Scene:
+    material = families.materials[int(rng.integers(len(families.materials)))]
+    if "circuit" in families.materials and chance(rng, 0.06):
+        material = "circuit"
+    texture = MATERIAL_FUNCTIONS[material](rng, size)
+    image = np.clip(texture.image, 0, 1)
+    if texture.ink is None and texture.alpha is None and material != "tissue" and chance(rng, 0.3):
+        image = fit(rng, image) if texture.labels is None else fit(rng, image, (glare, shade))
+    alpha = np.ones((size, size), dtype=np.float32) if texture.alpha is None else texture.alpha
+    return Scene(
+        image, alpha, material, SURFACE, texture.under, texture.fore, texture.ink, texture.labels,
+        texture.threads, texture.flat, rng.uniform(0, 6.28),
+    )  # fmt: skip
+
+
 def _candidates(rng: Rng, scene: Scene, families: Families) -> list[str]:
-    """Allowed defects in the order to try them: those of the scene's own structure first, often."""
-    names = list(families.defects)
+    """Defects allowed here in the order to try them: those that belong to the scene's structure first, often."""
+    names = [name for name in families.defects if _fits(name, scene)]
     rng.shuffle(names)
     if chance(rng, 0.15):
         names.sort(key=lambda name: name not in USUAL)
     special: set[str] = set()
-    if scene.ink is not None and chance(rng, 0.2 if scene.material == "printed" else 0.65):
+    if scene.ink is not None and chance(rng, 0.2 if scene.material == "printed" else 0.75):
         special |= set(LINE_ART)
     if scene.labels is not None and chance(rng, 0.35):
-        special |= {"missing", "misplaced"}
-    if scene.shape != SURFACE and chance(rng, 0.15):
-        special |= set(PARTS)
+        special |= {"missing", "misplaced", "turned", "wrong_colour"}
+    if scene.threads is not None and chance(rng, 0.25):
+        special |= {"weave_error"}
+    if scene.material == "printed" and chance(rng, 0.25):
+        special |= {"misprint"}
+    if scene.shape != SURFACE and chance(rng, 0.3):
+        special |= {*PARTS, "broken", "bent"} if chance(rng, 0.5) else {"broken", "missing"}
+    if scene.material in LIVING and chance(rng, 0.75):
+        special |= {name for name in names if name in HOMES}
     return sorted(names, key=lambda name: name not in special)
+
+
+def _fits(name: str, scene: Scene) -> bool:
+    if name in LINE_ART or name == "misprint":
+        return scene.ink is not None
+    home = HOMES.get(name)
+    return home is None or (scene.material in home.materials and scene.shape in home.shapes)
 
 
 def _damage(
     rng: Rng, scene: Scene, camera: Camera, clean: Field, families: Families
 ) -> tuple[Field, Mask, tuple[str, ...]]:
-    """The exposed picture with one to three visible defects, their mask, and their names (none: nothing fitted)."""
+    """The exposed picture with one to six visible defects, their mask, and their names (none: nothing fitted)."""
     size = clean.shape[1]
     image, lit = scene.image, clean
     mask = np.zeros((size, size), dtype=bool)
     kept: list[str] = []
     wanted = int(rng.choice([1, 1, 1, 1, 2, 2, 3]))
     candidates = _candidates(rng, scene, families)
-    for attempt in range(min(ATTEMPTS, 4 * len(candidates))):
+    if candidates and candidates[0] in LINE_ART:
+        wanted = int(rng.integers(1, 7))
+    for attempt in range(min(ATTEMPTS + wanted, 4 * len(candidates))):
         name = candidates[attempt % len(candidates)]
+        if kept and name in WHOLE:
+            continue
         change = DEFECT_FUNCTIONS[name](rng, scene, image, log_uniform(rng, 0.0005, 0.2))
         if change is None:
             continue
         new = expose(change.image, camera)
-        found = visible(lit, new, change, math.hypot(scene.rough, camera.noise), camera.sigma)
+        found = visible(lit, new, change, math.hypot(scene.rough, camera.noise), camera)
         if found is None:
             continue
         image, lit = np.clip(change.image, 0, 1), new
@@ -158,25 +228,23 @@ def _damage(
     return lit, mask, tuple(kept)
 
 
-def visible(before: Field, after: Field, change: Change, rough: float, sigma: float) -> Mask | None:
+def visible(before: Field, after: Field, change: Change, rough: float, camera: Camera) -> Mask | None:
     """The mask of a change: where it can be seen, as smooth blobs; None when it cannot be seen.
 
     before, after: exposed pictures (3, S, S). rough: deviation of the surface's own fine texture and the sensor's
-    noise. sigma: the camera's blur, as a fraction of the side.
+    noise.
     """
     size = change.support.shape[0]
-    amount = np.abs(after - before).max(axis=0)
-    if float(amount.max()) < VISIBLE:
-        return None
-    amount = blur(amount, max(sigma, 0.7 / size))
-    threshold = max(0.6 * VISIBLE, min(0.22 * float(amount.max()), 2 * VISIBLE), 0.25 * rough)
-    box = bounds(amount > threshold, max(4, size // 32))
+    least = min(VISIBLE, FAINT + 0.5 * rough)
+    difference = after[:1] - before[:1] if camera.grey else after - before
+    changed = np.abs(difference).max(axis=0) > 0.4 * least
+    reach = 1 + math.ceil(camera.reach * size)  # blur carries the change beyond where it was drawn
+    box = bounds(changed, max(4, size // 32, 2 * reach))
     if box is None:
         return None
-    amount, support = amount[box], change.support[box]
-    reach = 1 + math.ceil(
-        1.5 * sigma * size
-    )  # the camera's blur carries the change beyond where it was drawn
+    amount = np.abs(soften(difference[(slice(None), *box)], camera)).max(axis=0)
+    amount, support = blur(amount, 0.7 / size, size), change.support[box]
+    threshold = max(0.6 * least, min(0.22 * float(amount.max()), 2 * least), 0.25 * rough)
     near = ndimage.binary_dilation(support > 0.05, iterations=reach)
     spread = ndimage.uniform_filter(np.minimum(amount, 3 * threshold) * near, max(3, size // 56) | 1)
     found = ((amount > threshold) & near) | ((spread > threshold * 0.75) & (support > 0.25))
@@ -187,21 +255,18 @@ def visible(before: Field, after: Field, change: Change, rough: float, sigma: fl
     area = int(found.sum())
     if not max(5, MIN_AREA * size * size) <= area <= MAX_AREA * size * size:
         return None
-    if float(amount[found].mean()) < 0.8 * VISIBLE + 0.6 * rough / (1 + math.sqrt(area) / 12):
+    if float(amount[found].mean()) < 0.8 * least + 0.6 * rough / (1 + math.sqrt(area) / 12):
         return None
     mask = np.zeros((size, size), dtype=bool)
     mask[box] = found
     return mask
 
 
-def _picture(
-    rng: Rng, scene: Scene, image: Pixels, mask: Mask, defects: tuple[str, ...]
-) -> tuple[Picture, Pixels]:
-    inside = scene.alpha > 0.5
-    seen = image[::4, ::4][inside[::4, ::4]]
+def _picture(rng: Rng, shot: Shot, image: Pixels) -> Picture:
+    scene, name = shot.scene, shot.defects[0] if shot.defects else None
+    seen = image[::4, ::4][scene.alpha[::4, ::4] > 0.5]
     mean = (seen if len(seen) else image.reshape(-1, 3)).mean(axis=0) / 255
     colour = colour_name((float(mean[0]), float(mean[1]), float(mean[2])))
-    states = states_of(defects) if defects else NORMAL_STATES
-    name = defects[0] if defects else None
+    states = states_of(shot.defects) if name else NORMAL_STATES
     caption = title(rng, scene.material, scene.shape, colour, name)
-    return Picture(image, mask, caption, states, scene.material, scene.shape, name, colour), image
+    return Picture(image, shot.mask, caption, states, scene.material, scene.shape, name, colour)

@@ -99,9 +99,9 @@ def clouds(rng: Rng, size: int, cells: float) -> Field:
     return np.asarray(big, dtype=np.float32) * 1.5
 
 
-def blur(field: Field, sigma: float) -> Field:
-    """Gaussian blur of (..., S, S); sigma in fractions of the side."""
-    pixels = sigma * field.shape[-1]
+def blur(field: Field, sigma: float, side: int | None = None) -> Field:
+    """Gaussian blur of (..., H, W); sigma in fractions of `side` pixels, by default of W."""
+    pixels = sigma * (side or field.shape[-1])
     if pixels < 0.2:
         return field
     widths = (0,) * (field.ndim - 2) + (pixels, pixels)

@@ -1,4 +1,4 @@
-"""Strong but normal features of surfaces: seams, steps, screws, drilled holes, welds, marks and borders of the part.
+"""Strong but normal features of surfaces: seams, steps, screws, welds, print, glare, shadows, cables, borders.
 
 They are drawn into normal and defective pictures alike, so that a detector learns to leave them alone.
 """
@@ -6,9 +6,10 @@ They are drawn into normal and defective pictures alike, so that a detector lear
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from blemish.synth.fields import (
     Field,
@@ -23,6 +24,7 @@ from blemish.synth.fields import (
     spectral,
     step,
 )
+from blemish.synth.lettering import write
 from blemish.synth.palette import random_colour
 
 
@@ -102,11 +104,81 @@ def border(rng: Rng, image: Field) -> Field:
     return mix(image * shade, table * shade, edge(-distance))
 
 
-FITTINGS: tuple[Callable[[Rng, Field], Field], ...] = (seam, ledge, screws, weld, border)
+def glare(rng: Rng, image: Field) -> Field:
+    """A lamp's reflection: a bright spot or bar, sharp or soft."""
+    size = image.shape[1]
+    u, v = rotated(size, (rng.random(), rng.random()), rng.uniform(0, math.pi), log_uniform(rng, 0.5, 2))
+    wide = log_uniform(rng, 0.01, 0.12)
+    far = np.hypot(u, v) if chance(rng, 0.5) else np.maximum(np.abs(u) * rng.uniform(0.05, 0.5), np.abs(v))
+    return mix(image, 1.0, rng.uniform(0.2, 0.9) * step(far - wide, wide * rng.uniform(0.2, 2)))
 
 
-def fit(rng: Rng, image: Field) -> Field:
+def shade(rng: Rng, image: Field) -> Field:
+    """The shadow of something outside the picture, with a soft or a sharp edge."""
+    size = image.shape[1]
+    u, v = rotated(size, (rng.random(), rng.random()), rng.uniform(0, math.pi))
+    reach = v + rng.uniform(0, 0.8) * u * u
+    if chance(rng, 0.3):
+        reach = np.abs(reach) - rng.uniform(0.02, 0.1)
+    return image * (1 - rng.uniform(0.15, 0.55) * step(reach, log_uniform(rng, 0.01, 0.2)))
+
+
+def label(rng: Rng, image: Field) -> Field:
+    """Printing on the part itself, or on a sticker."""
+    size = image.shape[1]
+    if chance(rng, 0.4):
+        u, v = rotated(size, (rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.8)), rng.normal(0, 0.1))
+        sticker = np.maximum(np.abs(u) - rng.uniform(0.1, 0.3), np.abs(v) - rng.uniform(0.05, 0.2))
+        image = mix(image, colour_array(random_colour(rng, grey=0.6)), edge(sticker))
+    canvas = Image.new("L", (size * 2, size * 2))
+    pen = ImageDraw.Draw(canvas)
+    for _ in range(int(rng.integers(1, 4))):
+        write(rng, pen, size * 2)
+    ink = np.asarray(canvas.reduce(2), dtype=np.float32) / 255
+    tone = 0.0 if float(image.mean()) > 0.45 else 1.0
+    tint = colour_array(random_colour(rng)) if chance(rng, 0.3) else tone
+    return mix(image, tint, rng.uniform(0.4, 0.95) * ink)
+
+
+def slots(rng: Rng, image: Field) -> Field:
+    """A row of equal vents, ribs, rivets or scale marks."""
+    size = image.shape[1]
+    angle = float(rng.choice([0.0, math.pi / 2])) + rng.normal(0, 0.03)
+    u, v = rotated(size, (rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.8)), angle)
+    pitch = log_uniform(rng, 0.03, 0.15)
+    place = u / pitch
+    du = np.abs(place - np.floor(place) - 0.5) * pitch
+    half, high = pitch * rng.uniform(0.08, 0.3), log_uniform(rng, 0.02, 0.25)
+    mark = np.maximum(du - half, np.abs(v) - high)
+    if chance(rng, 0.3):
+        mark = np.hypot(du, v) - pitch * rng.uniform(0.12, 0.35)
+    cover = edge(np.maximum(mark, np.abs(u) - rng.uniform(0.1, 0.6)))
+    lit = rng.uniform(0, 0.3) * step(np.abs(mark - 0.006) - 0.004, 0.006)
+    return mix(
+        image, image * rng.uniform(0.1, 0.6) if chance(rng, 0.7) else rng.uniform(0.6, 1.0), cover
+    ) + lit * (1 - cover)
+
+
+def cord(rng: Rng, image: Field) -> Field:
+    """A cable, pipe or strap that crosses the picture from side to side, with its highlight."""
+    size = image.shape[1]
+    u, v = _across(rng, size)
+    half = log_uniform(rng, 0.012, 0.06)
+    t = np.clip((v + rng.uniform(0, 0.05) * np.sin(u * rng.uniform(2, 8))) / half, -1.5, 1.5)
+    body = colour_array(random_colour(rng)) * (0.45 + 0.65 * np.sqrt(np.maximum(1 - 0.9 * t * t, 0)))
+    shadow = rng.uniform(0, 0.5) * step(np.abs(t - 0.6) - 1.1, 0.6)
+    return mix(image * (1 - shadow), body, edge((np.abs(t) - 1) * half))
+
+
+FITTINGS: tuple[Callable[[Rng, Field], Field], ...] = (
+    seam, ledge, screws, weld, border, glare, shade, label, slots, cord,
+)  # fmt: skip
+ON_OBJECTS = (seam, screws, glare, shade, label, slots)
+"""What may also be found on an object."""
+
+
+def fit(rng: Rng, image: Field, kinds: Sequence[Callable[[Rng, Field], Field]] = FITTINGS) -> Field:
     """An image (3, S, S) with one or two normal features; never a defect."""
     for _ in range(1 + chance(rng, 0.25)):
-        image = FITTINGS[int(rng.integers(len(FITTINGS)))](rng, image)
+        image = kinds[int(rng.integers(len(kinds)))](rng, image)
     return np.clip(image, 0, 1)

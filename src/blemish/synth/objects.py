@@ -1,4 +1,4 @@
-"""Objects on backgrounds: outlines, shading, shadows, trays and rows of equal parts, composed into a `Scene`.
+"""Outlines and paint of single objects: discs, bolts, shafts, cookies, rows of equal parts.
 
 An outline is a signed distance (negative inside, fractions of the side), so borders are anti-aliased at any size.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,21 +16,12 @@ from blemish.synth.fields import (
     Rng,
     blob,
     chance,
-    clouds,
     colour_array,
-    edge,
-    grid,
     log_uniform,
-    luma,
-    mix,
-    relief,
     rotated,
-    soft_blur,
     spectral,
     step,
 )
-from blemish.synth.palette import random_colour
-from blemish.synth.textures import Texture
 
 TAU = 2 * math.pi
 
@@ -49,34 +40,7 @@ class Form:
     labels: np.ndarray | None = None
 
 
-@dataclass
-class Scene:
-    """A normal picture before lighting and camera, with what defects need to know about it.
-
-    image: (3, S, S). alpha: (S, S) coverage of the inspected thing, ones on a full-frame surface. under: what
-    would be seen without it (None on plain surfaces). fore and ink: line art as in `Texture`. labels: separate parts.
-    light: direction of the light in radians. rough: deviation of the fine texture, the least visible contrast.
-    """
-
-    image: Field
-    alpha: Field
-    material: str
-    shape: str
-    under: Field | None = None
-    fore: Field | None = None
-    ink: Field | None = None
-    labels: np.ndarray | None = None
-    light: float = 0.0
-    rough: float = field(default=0.0)
-
-    def __post_init__(self) -> None:
-        grey = luma(self.image)
-        fine = grey - soft_blur(grey, max(4, grey.shape[0] // 28))
-        inside = self.alpha > 0.95
-        self.rough = float(fine[inside].std()) if inside.any() else float(fine.std())
-
-
-def _place(rng: Rng, size: int) -> tuple[Field, Field, float]:
+def pose(rng: Rng, size: int) -> tuple[Field, Field, float]:
     """Coordinates about a random centre, turned and squashed, and a random radius."""
     centre = (rng.normal(0.5, 0.07), rng.normal(0.5, 0.07))
     angle = rng.normal(0, 0.05) if chance(rng, 0.3) else rng.uniform(0, TAU)
@@ -84,7 +48,7 @@ def _place(rng: Rng, size: int) -> tuple[Field, Field, float]:
     return u, v, log_uniform(rng, 0.24, 0.5)
 
 
-def _box(u: Field, v: Field, a: float, b: float, corner: float) -> Field:
+def box(u: Field, v: Field, a: float, b: float, corner: float) -> Field:
     """Signed distance of a rounded box with half sides a, b."""
     qu, qv = np.abs(u) - (a - corner), np.abs(v) - (b - corner)
     outside = np.sqrt(np.maximum(qu, 0) ** 2 + np.maximum(qv, 0) ** 2)
@@ -92,14 +56,14 @@ def _box(u: Field, v: Field, a: float, b: float, corner: float) -> Field:
     return inner
 
 
-def _hexagon(u: Field, v: Field, radius: float) -> Field:
+def hexagon(u: Field, v: Field, radius: float) -> Field:
     au, av = np.abs(u), np.abs(v)
     return np.maximum(au * 0.8660254 + av * 0.5, av) - radius
 
 
 def disc(rng: Rng, size: int) -> Form:
     """A round plate, cap or coin, often with turned rings."""
-    u, v, radius = _place(rng, size)
+    u, v, radius = pose(rng, size)
     r = np.sqrt(u * u + v * v)
     rings = None
     if chance(rng, 0.6):
@@ -113,34 +77,34 @@ def disc(rng: Rng, size: int) -> Form:
 
 def washer(rng: Rng, size: int) -> Form:
     """A ring, O-ring or bushing."""
-    u, v, radius = _place(rng, size)
+    u, v, radius = pose(rng, size)
     r = np.sqrt(u * u + v * v)
     return Form(np.maximum(r - radius, radius * rng.uniform(0.2, 0.85) - r))
 
 
 def bar(rng: Rng, size: int) -> Form:
     """A rod, strip or block."""
-    u, v, radius = _place(rng, size)
+    u, v, radius = pose(rng, size)
     half = radius * rng.uniform(0.12, 0.7)
-    return Form(_box(u, v, radius * rng.uniform(1.0, 1.6), half, half * rng.uniform(0.05, 0.9)))
+    return Form(box(u, v, radius * rng.uniform(1.0, 1.6), half, half * rng.uniform(0.05, 0.9)))
 
 
 def nut(rng: Rng, size: int) -> Form:
     """A hexagon with a hole."""
-    u, v, radius = _place(rng, size)
+    u, v, radius = pose(rng, size)
     r = np.sqrt(u * u + v * v)
     hole = radius * rng.uniform(0.3, 0.65)
     chamfer = -0.15 * step(radius * 0.95 - r, 0.02)
-    return Form(np.maximum(_hexagon(u, v, radius * 0.9), hole - r), paint=chamfer)
+    return Form(np.maximum(hexagon(u, v, radius * 0.9), hole - r), paint=chamfer)
 
 
 def bolt(rng: Rng, size: int) -> Form:
     """A screw from the side: head, shank and thread."""
-    u, v, radius = _place(rng, size)
+    u, v, radius = pose(rng, size)
     shank, head = radius * rng.uniform(0.16, 0.3), radius * rng.uniform(0.4, 0.6)
     start = -radius * 1.1
-    body = _box(u - 0.1 * radius, v, radius * 1.2, shank, shank * 0.2)
-    top = _box(u - start, v, radius * rng.uniform(0.14, 0.3), head, head * rng.uniform(0.05, 0.4))
+    body = box(u - 0.1 * radius, v, radius * 1.2, shank, shank * 0.2)
+    top = box(u - start, v, radius * rng.uniform(0.14, 0.3), head, head * rng.uniform(0.05, 0.4))
     pitch = shank * rng.uniform(0.35, 0.7)
     threaded = step(start + radius * rng.uniform(0.3, 1.0) - u, 0.01) * step(np.abs(v) - shank, 0.01)
     thread = np.sin((u + v * 0.15) * (TAU / pitch)) * threaded
@@ -152,9 +116,9 @@ def bolt(rng: Rng, size: int) -> Form:
 
 def capsule(rng: Rng, size: int) -> Form:
     """A pill or tablet, often of two colours, sometimes printed."""
-    u, v, radius = _place(rng, size)
+    u, v, radius = pose(rng, size)
     thick = radius * rng.uniform(0.3, 0.55)
-    distance = _box(u, v, radius * 1.15, thick, thick)
+    distance = box(u, v, radius * 1.15, thick, thick)
     halves = None
     if chance(rng, 0.6):
         halves = colour_array(rng.uniform(-0.35, 0.35, 3).tolist()) * step(
@@ -165,9 +129,9 @@ def capsule(rng: Rng, size: int) -> Form:
 
 def plate(rng: Rng, size: int) -> Form:
     """A super-ellipse or rounded plate with regular holes or screws and a mark."""
-    u, v, radius = _place(rng, size)
+    u, v, radius = pose(rng, size)
     a, b = radius * 1.05, radius * rng.uniform(0.5, 1.05)
-    distance = _box(u, v, a, b, b * rng.uniform(0.05, 0.6))
+    distance = box(u, v, a, b, b * rng.uniform(0.05, 0.6))
     paint = None
     if chance(rng, 0.65):
         spot = radius * rng.uniform(0.05, 0.12)
@@ -181,7 +145,7 @@ def plate(rng: Rng, size: int) -> Form:
                 np.maximum(slot, r - spot * 0.8), 0.006
             )
     if chance(rng, 0.4):
-        recess = _box(u, v, a * rng.uniform(0.3, 0.55), b * rng.uniform(0.25, 0.45), b * 0.08)
+        recess = box(u, v, a * rng.uniform(0.3, 0.55), b * rng.uniform(0.25, 0.45), b * 0.08)
         step_in = rng.uniform(-0.15, 0.15) * step(recess, 0.01) - 0.12 * step(np.abs(recess) - 0.004, 0.006)
         paint = step_in if paint is None else paint + step_in
     return Form(distance, paint=paint)
@@ -189,11 +153,11 @@ def plate(rng: Rng, size: int) -> Form:
 
 def bracket(rng: Rng, size: int) -> Form:
     """An angle or T of two arms with screw holes."""
-    u, v, radius = _place(rng, size)
+    u, v, radius = pose(rng, size)
     arm = radius * rng.uniform(0.2, 0.38)
     shift = radius * rng.choice([-0.65, 0.0, 0.65]).item()
     distance = np.minimum(
-        _box(u, v + radius * 0.6, radius, arm, arm * 0.2), _box(u - shift, v, arm, radius * 0.95, arm * 0.2)
+        box(u, v + radius * 0.6, radius, arm, arm * 0.2), box(u - shift, v, arm, radius * 0.95, arm * 0.2)
     )
     for x, y in ((0.6, -0.6), (-0.6, -0.6), (shift / radius, 0.5)):
         hole = np.sqrt((u - x * radius) ** 2 + (v - y * radius) ** 2)
@@ -203,7 +167,7 @@ def bracket(rng: Rng, size: int) -> Form:
 
 def gear(rng: Rng, size: int) -> Form:
     """A toothed wheel with a bore."""
-    u, v, radius = _place(rng, size)
+    u, v, radius = pose(rng, size)
     r = np.sqrt(u * u + v * v)
     teeth = int(rng.integers(8, 30))
     tooth = np.tanh(np.sin(np.arctan2(v, u) * teeth) * rng.uniform(1.5, 5)) * radius * rng.uniform(0.04, 0.1)
@@ -279,9 +243,9 @@ def row(rng: Rng, size: int) -> Form:
     if kind == 0:
         distance = np.sqrt(du * du + dv * dv) - min(a, b)
     elif kind == 1:
-        distance = _box(du, dv, a, b, min(a, b) * rng.uniform(0.05, 1.0))
+        distance = box(du, dv, a, b, min(a, b) * rng.uniform(0.05, 1.0))
     elif kind == 2:
-        distance = _hexagon(du, dv, min(a, b))
+        distance = hexagon(du, dv, min(a, b))
     else:
         r = np.sqrt(du * du + dv * dv)
         distance = np.maximum(r - min(a, b), min(a, b) * rng.uniform(0.3, 0.6) - r)
@@ -291,102 +255,6 @@ def row(rng: Rng, size: int) -> Form:
     return Form(distance, labels=np.where(present & (distance < 1.5 / size), numbers, 0))
 
 
-def scan(rng: Rng, size: int) -> Form:
-    """A section through a body on a dark field: nested, roughly symmetric regions and a bright rim."""
-    centre = (rng.normal(0.5, 0.02), rng.normal(0.5, 0.02))
-    u, v = rotated(size, centre, rng.normal(0, 0.08), log_uniform(rng, 0.95, 1.3))
-    a, b = rng.uniform(0.36, 0.46), rng.uniform(0.4, 0.47)
-    r = np.sqrt((u / a) ** 2 + (v / b) ** 2)
-    folds = clouds(rng, size, rng.uniform(5, 10))
-    folds = folds + folds[:, ::-1]
-    paint = rng.uniform(0.1, 0.4) * step(np.abs(r - 0.96) - 0.025, 0.03) - rng.uniform(0.1, 0.3) * step(
-        np.abs(r - 0.9) - 0.025, 0.03
-    )
-    paint = paint + rng.uniform(0.03, 0.1) * np.tanh(folds * 1.5) * step(r - 0.85, 0.05)
-    au = np.abs(u)
-    for _ in range(int(rng.integers(1, 4))):
-        cu, cv, radius = rng.uniform(0, 0.2), rng.uniform(-0.2, 0.2), rng.uniform(0.03, 0.1)
-        d = np.sqrt(((au - cu) * rng.uniform(1, 2)) ** 2 + (v - cv) ** 2) - radius
-        paint = paint + rng.uniform(-0.25, 0.2) * step(d, 0.03)
-    return Form((r - 1) * min(a, b), shade=np.ones_like(r), paint=paint)
-
-
 SHAPES: dict[str, Callable[[Rng, int], Form]] = {
-    f.__name__: f
-    for f in (disc, washer, bar, nut, bolt, capsule, plate, bracket, gear, cookie, shaft, row, scan)
+    f.__name__: f for f in (disc, washer, bar, nut, bolt, capsule, plate, bracket, gear, cookie, shaft, row)
 }
-
-
-def backdrop(rng: Rng, size: int, texture: Texture | None) -> Field:
-    """What an object lies on: a plain table, a tray with a rim, a belt, or the given texture."""
-    if texture is not None:
-        image = texture.image * rng.uniform(0.4, 1.0)
-    else:
-        shade = (
-            rng.uniform(0, 0.12)
-            if chance(rng, 0.25)
-            else (rng.uniform(0.85, 1.0) if chance(rng, 0.2) else None)
-        )
-        colour = random_colour(rng, grey=0.6) if shade is None else (shade, shade, shade)
-        image = colour_array(colour) + rng.uniform(0.002, 0.03) * clouds(rng, size, rng.uniform(1.5, 5))
-        if chance(rng, 0.4):
-            image = image + rng.uniform(0.003, 0.03) * spectral(rng, size, slope=rng.uniform(0.3, 1.5))
-    if chance(rng, 0.3):
-        u, v = rotated(size, (rng.normal(0.5, 0.05), rng.normal(0.5, 0.05)), rng.normal(0, 0.1))
-        rim = _box(u, v, rng.uniform(0.42, 0.55), rng.uniform(0.42, 0.55), rng.uniform(0.01, 0.2))
-        image = (
-            image
-            + rng.uniform(-0.2, 0.2) * step(rim, 0.01)
-            + rng.uniform(-0.2, 0.2) * step(np.abs(rim) - 0.012, 0.012)
-        )
-    elif chance(rng, 0.15):
-        y, x = grid(size)
-        line = (x if chance(rng, 0.5) else y) - rng.random()
-        image = image + rng.uniform(-0.25, 0.25) * step(line, 0.008)
-    return image
-
-
-def _shadow(rng: Rng, under: Field, alpha: Field, light: float) -> Field:
-    """The backdrop with the object's soft shadow on it."""
-    size = alpha.shape[0]
-    reach = rng.uniform(0.005, 0.05) * size
-    moved = np.roll(alpha, (round(math.sin(light) * -reach), round(math.cos(light) * -reach)), (0, 1))
-    soft = soft_blur(moved, max(1, int(rng.integers(2, 9)) * size // 224))
-    return under * (1 - rng.uniform(0.15, 0.6) * np.clip(soft, 0, 1))
-
-
-def _shaded(rng: Rng, body: Field, form: Form, light: float) -> Field:
-    """The object's colours under the light: by the form's own shade, or as a bevelled or domed body."""
-    if form.shade is not None:
-        return body * form.shade
-    height = dome(form.distance, log_uniform(rng, 0.012, 0.35))
-    slope = np.clip(relief(height, light) * rng.uniform(0.03, 0.12), -0.45, 0.45)
-    body = body * (1 + slope) * (0.75 + 0.25 * height)
-    if chance(rng, 0.4):
-        gloss = np.exp(-(((slope - rng.uniform(0.05, 0.3)) / rng.uniform(0.02, 0.1)) ** 2))
-        body = body + rng.uniform(0.05, 0.5) * gloss * (height < 0.98)
-    return body
-
-
-def compose(rng: Rng, texture: Texture, behind: Field, form: Form, material: str, shape: str) -> Scene:
-    """The object of the given outline and texture, shaded, with its shadow, on what is behind it."""
-    light = rng.uniform(0, TAU)
-    alpha = edge(form.distance)
-    under = np.clip(behind, 0, 1)
-    body = texture.image
-    if shape == "scan":
-        under = under * 0.05
-        body = luma(body)[None]
-        body = (
-            rng.uniform(0.25, 0.5)
-            + rng.uniform(0.1, 0.4) * (body - float(body.mean()))
-            + np.zeros_like(under)
-        )
-    elif abs(gap := float(body.mean() - under.mean())) < 0.12:
-        under = np.clip(under + (0.2 if gap < 0 or float(under.mean()) < 0.15 else -0.2), 0, 1)
-    if form.paint is not None:
-        body = body + form.paint
-    body = np.clip(_shaded(rng, body, form, light), 0, 1)
-    ground = _shadow(rng, under, alpha, light) if shape != "scan" and chance(rng, 0.6) else under
-    image = mix(ground, body, alpha)
-    return Scene(image, alpha, material, shape, under=under, labels=form.labels, light=light)

@@ -1,4 +1,4 @@
-"""Materials with repeated parts: weaves, stripes, tiles, meshes, dots, print and circuit line art.
+"""Materials with repeated parts: weaves, stripes, tiles, meshes, dots, teeth, tufts and print.
 
 Listed by name in `PATTERNS`. Where parts can be told apart, `Texture.labels`, `under` and `ink` describe them, so that
 a defect can remove, move or bridge them exactly.
@@ -21,10 +21,12 @@ from blemish.synth.fields import (
     grid,
     log_uniform,
     mix,
+    relief,
     rotated,
     spectral,
     step,
 )
+from blemish.synth.lettering import write
 from blemish.synth.palette import palette, random_colour
 from blemish.synth.textures import Material, Texture
 
@@ -44,7 +46,7 @@ def _frame(rng: Rng, size: int, *, wavy: float = 0.0, straight: float = 0.6) -> 
     return u, v
 
 
-def _contrast_pair(rng: Rng) -> tuple[Field, Field]:
+def contrast_pair(rng: Rng) -> tuple[Field, Field]:
     """Two colours that differ in brightness by at least 0.15."""
     first = np.asarray(random_colour(rng))
     for _ in range(8):
@@ -70,13 +72,13 @@ def fabric(rng: Rng, size: int) -> Texture:
     else:
         over = (column + row) % int(rng.integers(3, 5)) < 1.5
     warp, weft = np.abs(np.sin(a * math.pi)), np.abs(np.sin(b * math.pi))
-    first, second = _contrast_pair(rng)
+    first, second = contrast_pair(rng)
     if chance(rng, 0.6):
         second = first * rng.uniform(0.85, 1.0)
     deep = rng.uniform(0.15, 0.6)
     thread = np.where(over, warp * (0.7 + 0.3 * weft), weft * (0.7 + 0.3 * warp))
     image = np.where(over, first, second) * (1 - deep + deep * np.sqrt(thread))
-    return Texture(image * (1 + rng.uniform(0.01, 0.08) * spectral(rng, size, slope=0.6)))
+    return Texture(image * (1 + rng.uniform(0.01, 0.08) * spectral(rng, size, slope=0.6)), threads=(a, b))
 
 
 def knit(rng: Rng, size: int) -> Texture:
@@ -87,7 +89,8 @@ def knit(rng: Rng, size: int) -> Texture:
     lean = np.abs(a - np.floor(a) - 0.5) * rng.uniform(0.8, 1.6)
     loops = np.abs(np.sin((v / pitch + lean) * math.pi)) * (0.4 + 0.6 * np.sqrt(np.abs(np.sin(a * TAU))))
     image = palette(rng).paint(loops - 0.5, rng.uniform(0.08, 0.35))
-    return Texture(image * (1 + rng.uniform(0.01, 0.06) * spectral(rng, size, slope=0.7)))
+    image = image * (1 + rng.uniform(0.01, 0.06) * spectral(rng, size, slope=0.7))
+    return Texture(image, threads=(a, v / pitch))
 
 
 def stripes(rng: Rng, size: int) -> Texture:
@@ -98,7 +101,7 @@ def stripes(rng: Rng, size: int) -> Texture:
     if chance(rng, 0.4):
         wave = wave + 0.6 * np.sin(u * (TAU / pitch) * 2 + 1.0)
     sharp = log_uniform(rng, 0.7, 12)
-    first, second = _contrast_pair(rng)
+    first, second = contrast_pair(rng)
     second = first + (second - first) * rng.uniform(0.15, 1.0)
     image = mix(first, second, 0.5 + 0.5 * np.tanh(wave * sharp))
     return Texture(image + rng.uniform(0.002, 0.03) * spectral(rng, size, slope=0.8))
@@ -111,7 +114,7 @@ def checks(rng: Rng, size: int) -> Texture:
     sharp = log_uniform(rng, 2, 15)
     a = np.tanh(np.sin(u * (TAU / pitch)) * sharp)
     b = np.tanh(np.sin(v * (TAU / pitch)) * sharp)
-    first, second = _contrast_pair(rng)
+    first, second = contrast_pair(rng)
     field = 0.5 + 0.5 * a * b if chance(rng, 0.5) else 0.5 + 0.25 * (a + b)
     image = mix(first, second, field * rng.uniform(0.2, 1.0))
     return Texture(image + rng.uniform(0.002, 0.03) * spectral(rng, size, slope=0.8))
@@ -148,7 +151,7 @@ def dots(rng: Rng, size: int) -> Texture:
         distance = np.sqrt(du * du + dv * dv) - radius
     else:
         distance = np.maximum(np.abs(du), np.abs(dv)) - radius
-    first, second = _contrast_pair(rng)
+    first, second = contrast_pair(rng)
     under = first + rng.uniform(0.004, 0.04) * spectral(rng, size, slope=rng.uniform(0.5, 1.5))
     light = rng.uniform(0, TAU)
     shade = 1 + rng.uniform(0, 0.4) * (du * math.cos(light) + dv * math.sin(light)) / radius
@@ -194,7 +197,7 @@ def tiles(rng: Rng, size: int) -> Texture:
     seam = pitch * rng.uniform(0.02, 0.08)
     inside = np.maximum(np.abs(du) - pitch * brick / 2, np.abs(dv) - pitch / 2) + seam
     tone = rng.normal(0, rng.uniform(0, 0.06), 4099).astype(np.float32)[labels % 4099]
-    first, second = _contrast_pair(rng)
+    first, second = contrast_pair(rng)
     texture = spectral(rng, size, slope=rng.uniform(0.6, 1.5))
     fore = first + tone + rng.uniform(0.005, 0.06) * texture
     under = second + 0.02 * texture
@@ -209,7 +212,7 @@ def mesh(rng: Rng, size: int) -> Texture:
     du, dv, _ = _cells(u, v, pitch, 0.0)
     half = pitch * rng.uniform(0.08, 0.25)
     wire = np.minimum(pitch / 2 - np.abs(du), pitch / 2 - np.abs(dv)) - half
-    first, second = _contrast_pair(rng)
+    first, second = contrast_pair(rng)
     under = first + 0.02 * clouds(rng, size, 4)
     fore = second * (1 - rng.uniform(0.1, 0.5) * np.clip(wire / half + 1, 0, 1) ** 2)
     fore = fore + rng.uniform(0, 0.04) * spectral(rng, size, slope=0.8)
@@ -236,29 +239,13 @@ def panel(rng: Rng, size: int) -> Texture:
 
 
 def printed(rng: Rng, size: int) -> Texture:
-    """A plain sheet or label with lines of print, logos and rulings that belong to it."""
-    first, second = _contrast_pair(rng)
+    """A plain sheet or label with print, logos, bar codes and rulings that belong to it."""
+    first, second = contrast_pair(rng)
     under = first + rng.uniform(0.003, 0.02) * spectral(rng, size, slope=1.0)
-    scale = size * 2
-    canvas = Image.new("L", (scale, scale))
+    canvas = Image.new("L", (size * 2, size * 2))
     pen = ImageDraw.Draw(canvas)
-    for _ in range(int(rng.integers(1, 7))):
-        x, y, height = (
-            rng.uniform(0, 0.8) * scale,
-            rng.uniform(0.02, 0.95) * scale,
-            log_uniform(rng, 0.02, 0.12) * scale,
-        )
-        kind = rng.random()
-        if kind < 0.7:
-            for width in (rng.uniform(0.25, 0.8, int(rng.integers(3, 14))) * height).tolist():
-                _glyph(rng, pen, x, y, width, height)
-                x += width + height * 0.2
-        elif kind < 0.85:
-            pen.rectangle(
-                (x, y, x + height * 3, y + height * 2), outline=255, width=max(2, int(height * 0.12))
-            )
-        else:
-            pen.ellipse((x, y, x + height * 2, y + height * 2), outline=255, width=max(2, int(height * 0.2)))
+    for _ in range(int(rng.integers(1, 8))):
+        write(rng, pen, size * 2)
     ink = np.asarray(canvas.reduce(2), dtype=np.float32) / 255
     if chance(rng, 0.3):
         ink = np.ascontiguousarray(np.rot90(ink, int(rng.integers(1, 4))))
@@ -266,106 +253,88 @@ def printed(rng: Rng, size: int) -> Texture:
     return Texture(mix(under, fore, ink), under=under, fore=fore, ink=ink)
 
 
-def _glyph(rng: Rng, pen: ImageDraw.ImageDraw, x: float, y: float, width: float, height: float) -> None:
-    """A letter-like sign made of two or three strokes."""
-    stroke = max(2, round(height * 0.14))
-    left, right, top, bottom = x, x + width, y, y + height
-    for kind in rng.integers(0, 6, int(rng.integers(2, 4))).tolist():
-        if kind == 0:
-            pen.line((left, top, left, bottom), fill=255, width=stroke)
-        elif kind == 1:
-            pen.line((left, bottom, right, bottom), fill=255, width=stroke)
-        elif kind == 2:
-            pen.line((left, (top + bottom) / 2, right, (top + bottom) / 2), fill=255, width=stroke)
-        elif kind == 3:
-            pen.ellipse((left, top, right, bottom), outline=255, width=stroke)
-        elif kind == 4:
-            pen.line((left, bottom, right, top), fill=255, width=stroke)
-        else:
-            pen.line((right, top, right, bottom), fill=255, width=stroke)
+def honeycomb(rng: Rng, size: int) -> Texture:
+    """A hexagonal lattice of holes or cells with walls: perforated sheet, filter, comb."""
+    pitch = log_uniform(rng, 0.05, 0.2)
+    u, v = _frame(rng, size, wavy=pitch * rng.uniform(0, 0.04))
+    tall = pitch * math.sqrt(3)
+    best = np.full((size, size), 9.0, dtype=np.float32)
+    labels = np.zeros((size, size), dtype=np.int32)
+    for turn, shift in enumerate((0.0, 0.5)):
+        column, row = np.floor(u / pitch + shift), np.floor(v / tall + shift)
+        du = np.abs((u / pitch + shift - column - 0.5) * pitch)
+        dv = np.abs((v / tall + shift - row - 0.5) * tall)
+        distance = np.maximum(du, du * 0.5 + dv * 0.8660254)
+        nearer = distance < best
+        numbers = (2 * (column - column.min()) + turn + 997 * (row - row.min()) + 1).astype(np.int32)
+        labels = np.where(nearer, numbers, labels)
+        best = np.minimum(best, distance)
+    cell = best - pitch * rng.uniform(0.3, 0.46)
+    first, second = contrast_pair(rng)
+    under = first + rng.uniform(0.004, 0.04) * spectral(rng, size, slope=rng.uniform(0.5, 1.5))
+    fore = second * (1 + rng.uniform(-0.3, 0.3) * step(cell + pitch * 0.1, pitch * 0.2))
+    return Texture(mix(under, fore, edge(cell)), under=under, labels=np.where(cell < 1.5 / size, labels, 0))
 
 
-def circuit(rng: Rng, size: int) -> Texture:
-    """Tracks, pads and vias of a printed board, as a photo or as a black-and-white scan."""
-    scale = size * 3
-    canvas = Image.new("L", (scale, scale))
-    _tracks(rng, ImageDraw.Draw(canvas), scale)
-    ink = np.asarray(canvas.reduce(3), dtype=np.float32) / 255
-    if chance(rng, 0.5):
-        ink = np.ascontiguousarray(ink.T)
-    if chance(rng, 0.6):
-        dark, light = rng.uniform(0, 0.12), rng.uniform(0.85, 1.0)
-        first, second = colour_array((dark,) * 3), colour_array((light,) * 3)
-        if chance(rng, 0.35):
-            first, second = second, first
-        grain = rng.uniform(0, 0.01)
-    else:
-        green = (0.05, rng.uniform(0.2, 0.4), rng.uniform(0.08, 0.25))
-        first, second = (
-            _contrast_pair(rng) if chance(rng, 0.5) else (colour_array(green), colour_array((0.7, 0.6, 0.35)))
-        )
-        grain = rng.uniform(0.005, 0.03)
-    under = np.ascontiguousarray(
-        np.broadcast_to(first + grain * spectral(rng, size, slope=0.8), (3, size, size))
-    )
-    fore = np.broadcast_to(second, under.shape)
-    return Texture(mix(under, fore, ink), under=under, fore=fore, ink=ink)
+def zipper(rng: Rng, size: int) -> Texture:
+    """Two rows of interlocking teeth between woven tapes."""
+    pitch = log_uniform(rng, 0.045, 0.13)
+    angle = float(rng.choice([0.0, math.pi / 2])) + rng.normal(0, 0.04)
+    u, v = rotated(size, (rng.uniform(0.4, 0.6), rng.uniform(0.4, 0.6)), angle)
+    thread = log_uniform(rng, 0.008, 0.02)
+    weave = np.sin(u * (TAU / thread)) * np.sin(v * (TAU / thread))
+    tape = palette(rng).paint(weave + 0.5 * clouds(rng, size, 5), rng.uniform(0.02, 0.08))
+    half, reach = pitch * rng.uniform(0.2, 0.28), pitch * rng.uniform(0.7, 1.2)
+    best = np.full((size, size), 9.0, dtype=np.float32)
+    labels = np.zeros((size, size), dtype=np.int32)
+    for side, turn in ((-1.0, 0), (1.0, 1)):
+        place = u / pitch + 0.5 * turn
+        number = np.floor(place)
+        du, dv = np.abs((place - number - 0.5) * pitch), np.abs(v - side * reach * 0.6)
+        distance = np.maximum(du - half * (1 + 0.3 * np.sign(v) * side), dv - reach)
+        labels = np.where(distance < best, (2 * (number - number.min()) + turn + 1).astype(np.int32), labels)
+        best = np.minimum(best, distance)
+    metal = palette(rng, ((0.75, 0.75, 0.72), (0.75, 0.62, 0.3), (0.15, 0.15, 0.16)))
+    shade = np.clip(relief(np.clip(-best / half, 0, 1), rng.uniform(0, TAU)) * half, -1, 1)
+    fore = metal.base * (1 + rng.uniform(0.1, 0.4) * shade)
+    under = tape * (1 - 0.5 * step(np.abs(v) - reach * 1.2, reach * 0.6))
+    return Texture(mix(under, fore, edge(best)), under=under, labels=np.where(best < 1.5 / size, labels, 0))
 
 
-def _tracks(rng: Rng, pen: ImageDraw.ImageDraw, scale: int) -> None:
-    """Bundles of parallel tracks that share their bends (so they never touch), ended by pads; some plain copper."""
-    pitch = log_uniform(rng, 0.035, 0.11)
-    width = pitch * rng.uniform(0.25, 0.55)
-    bends = np.sort(rng.uniform(0, 1, int(rng.integers(0, 5)))).tolist()
-    jogs = (rng.choice([-3, -2, -1, 1, 2, 3], len(bends)) * pitch).tolist()
-    x, y, path = -0.1, 0.0, [(-0.1, 0.0)]
-    for bend, jog in zip(bends, jogs, strict=True):
-        turn = max(bend, x + 0.01)
-        path.append((turn, y))
-        x, y = turn + abs(jog), y + jog
-        path.append((x, y))
-    path.append((max(1.1, x + 0.1), y))
-    line = max(2, round(width * scale))
-    pad = pitch * rng.uniform(0.32, 0.42) * scale
-    drop = rng.uniform(0.05, 0.4)
-    for index in range(-int(0.7 / pitch), int(1.7 / pitch)):
-        if chance(rng, drop):
-            continue
-        low = rng.uniform(0, 0.6) if chance(rng, 0.4) else -0.2
-        high = rng.uniform(0.4, 1.0) if chance(rng, 0.4) else 1.2
-        xs = np.array([p[0] for p in path])
-        ys = np.array([p[1] for p in path]) + index * pitch
-        keep = np.unique(
-            np.concatenate([[max(low, -0.1), max(high, low + 0.1)], xs[(xs > low) & (xs < high)]])
-        )
-        points = [
-            (float(a) * scale, float(b) * scale) for a, b in zip(keep, np.interp(keep, xs, ys), strict=True)
-        ]
-        pen.line(points, fill=255, width=line, joint="curve")
-        for px, py in (points[0], points[-1]):
-            pen.ellipse((px - pad, py - pad, px + pad, py + pad), fill=255)
-            if chance(rng, 0.7):
-                pen.ellipse((px - pad / 2.5, py - pad / 2.5, px + pad / 2.5, py + pad / 2.5), fill=0)
-    for _ in range(int(rng.integers(0, 4))):
-        _copper(rng, pen, scale, pitch)
-
-
-def _copper(rng: Rng, pen: ImageDraw.ImageDraw, scale: int, pitch: float) -> None:
-    """A plane or a row of rectangular pads, with clearance around it."""
-    gap = pitch * 0.5 * scale
-    x, y = rng.uniform(-0.1, 0.9) * scale, rng.uniform(-0.1, 0.9) * scale
-    width, height = rng.uniform(0.1, 0.45) * scale, rng.uniform(0.1, 0.35) * scale
-    pen.rectangle((x - gap, y - gap, x + width + gap, y + height + gap), fill=0)
-    if chance(rng, 0.5):
-        pen.rounded_rectangle((x, y, x + width, y + height), radius=gap, fill=255)
-        return
-    advance = pitch * rng.uniform(0.9, 1.6) * scale
-    for index in range(int(width / advance)):
-        left = x + index * advance
-        pen.rectangle((left, y, left + advance * 0.55, y + height), fill=255)
+def bristles(rng: Rng, size: int) -> Texture:
+    """Tufts of a brush from above, or bundles of fibres, each its own part."""
+    pitch = log_uniform(rng, 0.09, 0.25)
+    u, v = _frame(rng, size, straight=0.8)
+    du, dv, labels = _cells(u, v, pitch, 0.5 * chance(rng, 0.5))
+    tint = rng.uniform(0.0, 1.0, 5).astype(np.float32)[labels % 5]
+    wobble = rng.uniform(0.05, 0.2) * pitch * spectral(rng, size, slope=0.8)
+    distance = np.sqrt(du * du + dv * dv) + wobble - pitch * rng.uniform(0.36, 0.5)
+    first, second = contrast_pair(rng)
+    third = colour_array(random_colour(rng, grey=0.2))
+    tips = spectral(rng, size, band=(rng.uniform(50, 90), 20))
+    fore = mix(second, third, np.round(tint)) * (1 + rng.uniform(0.1, 0.3) * tips)
+    fore = fore * (0.6 + 0.4 * np.clip(-distance / (0.2 * pitch), 0, 1))
+    under = first * rng.uniform(0.3, 0.9) + 0.02 * clouds(rng, size, 4)
+    cover = step(distance, 0.02)
+    return Texture(mix(under, fore, cover), under=under, labels=np.where(distance < 0.01, labels, 0))
 
 
 PATTERNS: dict[str, Material] = {
     f.__name__: f
-    for f in (fabric, knit, stripes, checks, corrugated, dots, cells, tiles, mesh, panel, printed, circuit)
+    for f in (
+        fabric,
+        knit,
+        stripes,
+        checks,
+        corrugated,
+        dots,
+        cells,
+        tiles,
+        mesh,
+        panel,
+        printed,
+        honeycomb,
+        zipper,
+        bristles,
+    )
 }

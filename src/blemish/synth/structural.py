@@ -7,10 +7,11 @@ import math
 import numpy as np
 from scipy import ndimage
 
+from blemish.synth.breaks import element as part_of
+from blemish.synth.compose import Scene
 from blemish.synth.defects import SHAPELESS, Change, Defect, spot
 from blemish.synth.fields import (
     Field,
-    Mask,
     Rng,
     blob,
     chance,
@@ -27,32 +28,18 @@ from blemish.synth.fields import (
     step,
     strokes,
 )
-from blemish.synth.objects import Scene
 from blemish.synth.palette import random_colour
-
-
-def _element(rng: Rng, scene: Scene) -> Mask | None:
-    """One separate part of a pattern or row: a whole one if possible."""
-    if scene.labels is None:
-        return None
-    numbers, counts = np.unique(scene.labels[scene.labels > 0], return_counts=True)
-    whole = numbers[counts > 0.5 * counts.max()] if len(numbers) else numbers
-    if not len(whole):
-        return None
-    number = int(whole[rng.integers(len(whole))])
-    chosen: Mask = scene.labels == number
-    return chosen if chosen.mean() < 0.2 else None
 
 
 def missing(rng: Rng, scene: Scene, image: Field, area: float) -> Change | None:
     """A part of a row left out, or a piece broken off an object's border."""
     if scene.under is None:
         return None
-    element = _element(rng, scene)
+    element = part_of(rng, scene)
     if element is not None:
         cover = ndimage.binary_dilation(element, iterations=1).astype(np.float32)
         return Change(mix(image, scene.under, cover), cover, solid=True)
-    if scene.shape in ("surface", "scan"):
+    if scene.shape == "surface":
         return None
     size = image.shape[1]
     border = (scene.alpha > 0.5) & (soft_blur(scene.alpha, max(3, size // 20)) < 0.85)
@@ -126,7 +113,7 @@ def foreign(rng: Rng, scene: Scene, image: Field, area: float) -> Change:
 def misplaced(rng: Rng, scene: Scene, image: Field, area: float) -> Change | None:
     """A part of a row moved from its place, or a patch of a pattern shifted or turned."""
     size = image.shape[1]
-    element = _element(rng, scene)
+    element = part_of(rng, scene)
     if element is not None and scene.under is not None:
         rows, columns = (np.flatnonzero(element.any(axis)) for axis in (1, 0))
         extent = max(len(rows), len(columns))

@@ -37,7 +37,9 @@ class Texture:
 
     image: (3, S, S). under: what shows where a part of the pattern is taken away. ink: (S, S) coverage of the
     line art, drawn in the picture `fore` over `under`. labels: int (S, S), 0 between the repeated parts, 1.. on
-    them. Materials without such structure leave these None.
+    them. alpha: (S, S) coverage of the inspected thing where it does not fill the picture. threads: coordinates
+    (along, across) counted in threads or courses. Materials without such structure leave these None.
+    flat: the picture comes from a scanner, which has even light and little noise.
     """
 
     image: Field
@@ -45,6 +47,9 @@ class Texture:
     fore: Field | None = None
     ink: Field | None = None
     labels: np.ndarray | None = None
+    alpha: Field | None = None
+    threads: tuple[Field, Field] | None = None
+    flat: bool = False
 
 
 Material = Callable[[Rng, int], Texture]
@@ -263,10 +268,79 @@ def foam(rng: Rng, size: int) -> Texture:
     return Texture(image * (1 - rng.uniform(0.15, 0.5) * pores))
 
 
+def dough(rng: Rng, size: int) -> Texture:
+    """Baked crumb: browned unevenly, with normal cracks, chips, nuts or sugar in it."""
+    hints = ((0.78, 0.58, 0.36), (0.65, 0.43, 0.22), (0.86, 0.7, 0.48), (0.32, 0.2, 0.13))
+    colours = palette(rng, hints, keep=0.92)
+    bake = clouds(rng, size, rng.uniform(2, 4))
+    crumb = spectral(rng, size, slope=rng.uniform(0.5, 1.1))
+    image = colours.base * (1 + rng.uniform(0.03, 0.12) * bake + rng.uniform(0.03, 0.11) * crumb)
+    if chance(rng, 0.5):
+        net = np.abs(clouds(rng, size, rng.uniform(3, 8)) + 0.25 * crumb)
+        image = image * (1 - rng.uniform(0.1, 0.4) * np.exp(-((net / rng.uniform(0.03, 0.1)) ** 2)))
+    if chance(rng, 0.65):
+        centre = rng.uniform(6, 16)
+        bits = spectral(rng, size, band=(centre, centre * 0.35))
+        solid = step(rng.uniform(1.2, 2.1) - bits, rng.uniform(0.2, 0.5))
+        tone = (0.2, 0.11, 0.07) if chance(rng, 0.7) else (0.93, 0.86, 0.72)
+        image = mix(image, colour_array(tone) * (1 + 0.25 * relief(bits, 0.8) / centre), solid * 0.9)
+    if chance(rng, 0.25):
+        sugar = np.clip(rng.standard_normal((size, size), dtype=np.float32) - 2.4, 0, 1)
+        image = image + rng.uniform(0.3, 0.7) * sugar
+    return Texture(image)
+
+
+def peel(rng: Rng, size: int) -> Texture:
+    """Skin of fruit and vegetables: blended colours, specks, streaks, a sheen."""
+    hints = ((0.8, 0.25, 0.15), (0.9, 0.6, 0.3), (0.55, 0.65, 0.25), (0.7, 0.52, 0.32), (0.95, 0.5, 0.12))
+    colours, other = palette(rng, hints, keep=0.9), palette(rng, hints, keep=0.9)
+    blend = np.clip(0.5 + rng.uniform(0.1, 0.5) * clouds(rng, size, rng.uniform(1.2, 3)), 0, 1)
+    image = mix(colours.base, other.base, blend * rng.uniform(0.1, 0.8))
+    streaks = spectral(rng, size, slope=0.9, stretch=log_uniform(rng, 1, 12), angle=_angle(rng))
+    image = image * (1 + rng.uniform(0.01, 0.07) * streaks)
+    specks = step(rng.uniform(1.9, 2.8) - spectral(rng, size, band=(rng.uniform(25, 70), 15)), 0.5)
+    return Texture(image + rng.uniform(-0.2, 0.25) * specks)
+
+
+def glass(rng: Rng, size: int) -> Texture:
+    """A glossy pane or screen, dark or light, with reflections that are normal."""
+    value = rng.uniform(0.03, 0.25) if chance(rng, 0.6) else rng.uniform(0.4, 0.9)
+    image = colour_array((value + rng.normal(0, 0.02, 3)).tolist()) + np.zeros((3, size, size), np.float32)
+    for _ in range(int(rng.integers(0, 4))):
+        u, v = rotated(size, (rng.random(), rng.random()), rng.uniform(0, math.pi))
+        soft = log_uniform(rng, 0.004, 0.2)
+        window = step(np.abs(v) - rng.uniform(0.03, 0.3), soft) * step(
+            np.abs(u) - rng.uniform(0.1, 1.0), soft
+        )
+        image = image + rng.uniform(0.02, 0.25) * window * (0.7 + 0.3 * clouds(rng, size, 2))
+    return Texture(image + rng.uniform(0.002, 0.01) * spectral(rng, size, slope=1.0))
+
+
+def road(rng: Rng, size: int) -> Texture:
+    """Paving seen from above: grit, wheel tracks, worn markings, patches and joints that are normal."""
+    grit = spectral(rng, size, slope=rng.uniform(0.1, 0.6))
+    grey = rng.uniform(0.3, 0.7)
+    angle = _angle(rng)
+    u, v = rotated(size, (rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.8)), angle)
+    image = colour_array((grey * rng.uniform(0.97, 1.03, 3)).tolist()) + rng.uniform(0.03, 0.1) * grit
+    image = image * (1 + rng.uniform(0, 0.1) * np.cos(v * rng.uniform(4, 12)) + 0.04 * clouds(rng, size, 4))
+    if chance(rng, 0.4):
+        lane = step(np.abs(v) - rng.uniform(0.02, 0.08), 0.01)
+        if chance(rng, 0.4):
+            lane = lane * step(np.abs(u - 0.1) - rng.uniform(0.1, 0.3), 0.01)
+        worn = np.clip(0.8 + 0.25 * grit, 0, 1)
+        image = mix(
+            image, colour_array((0.9, 0.9, rng.uniform(0.4, 0.9))), lane * worn * rng.uniform(0.5, 1.0)
+        )
+    if chance(rng, 0.25):
+        image = image * (1 - rng.uniform(0.05, 0.25) * step(v - rng.uniform(-0.3, 0.3), 0.006))
+    return Texture(image)
+
+
 NATURAL: dict[str, Material] = {
     f.__name__: f
     for f in (
         plastic, paint, brushed, steel, cast, wood, leather, skin, tissue, stone, concrete, marble, asphalt,
-        carpet, paper, rubber, ceramic, foam,
+        carpet, paper, rubber, ceramic, foam, dough, peel, glass, road,
     )
 }  # fmt: skip
