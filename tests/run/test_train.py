@@ -375,8 +375,19 @@ class TestData:
     ],
 )
 def test_impossible_options(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(BadOption | UnknownName, match=message):
+    with pytest.raises((BadOption, UnknownName), match=message):
         TrainOptions("anomaly_clip", **options)
+
+
+def test_no_augmentation_can_be_asked_for(small_backbone: Path) -> None:
+    clip = load_clip(small_backbone)
+    options, _ = merge_options(TrainOptions, "blemish train", None, {"method": "vcp_clip"}, [])
+    assert complete(options, clip).augmentation == "vcp"
+    options, _ = merge_options(
+        TrainOptions, "blemish train", None, {"method": "vcp_clip", "augmentation": "none"}, []
+    )
+    assert complete(options, clip).augmentation == "none"
+    assert complete(options, clip).copies == 1
 
 
 def test_an_infinite_loss_stops_the_run(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,7 +408,8 @@ def test_recipes_are_complete_and_name_what_exists(path: Path) -> None:
     assert options.method in METHODS
     assert options.backbone in BACKBONES
     assert set(options.dataset) <= {*blemish.datasets(), "folder"}
-    assert {options.epochs, options.batch_size, options.seed, options.augmentation} & {None} == set()
+    assert None not in (options.epochs, options.batch_size, options.seed)
+    assert options.augmentation != "auto"
     blemish.methods.make_config(options.method, **own)
 
 

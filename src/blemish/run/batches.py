@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ def select(features: ImageFeatures, rows: Tensor) -> ImageFeatures:
     """The chosen images of a batch; all of them cost nothing."""
     if bool(rows.all()):
         return features
-    changed = {
+    changed: dict[str, Any] = {
         field.name: value[rows]
         for field in dataclasses.fields(features)
         if isinstance(value := getattr(features, field.name), Tensor)

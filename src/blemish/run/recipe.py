@@ -29,9 +29,10 @@ class TrainOptions:
     itself, one dataset name for each; split: "test" (as all papers do), "train" or "all". out: the folder that
     receives the run. backbone, device, image_size, threads: as in `blemish.load`. precision: of the products;
     "auto" and "fp32" are exact, "bf16" and "fp16" are autocast with losses and learned parts in fp32.
-    epochs, batch_size (over all processes), learning_rate, seed, augmentation ("none", "vcp", "vcp_mosaic"):
-    the recipe. schedule: of the learning rate, "constant", or falling to 0 as "linear" or "cosine". betas,
-    weight_decay: of Adam. map_size: side at which maps and masks are compared; None is the image size.
+    epochs, batch_size (over all processes), learning_rate, seed, augmentation ("none", "vcp", "vcp_mosaic", or
+    "auto" for the recipe's): the recipe. schedule: of the learning rate, "constant", or falling to 0 as
+    "linear" or "cosine". betas, weight_decay: of Adam. map_size: side at which maps and masks are compared;
+    None is the image size.
     cache: "off" encodes every picture in every epoch, a number keeps so many drawings of each (1 without
     augmentation); "auto" is 1 without augmentation, else off. cache_dir, cache_storage: where, and "fp16",
     "bf16" or "int8". validate_classes: classes to hold out and report on after each epoch. strict: refuse
@@ -52,7 +53,7 @@ class TrainOptions:
     batch_size: int | None = None
     learning_rate: float | None = None
     seed: int | None = None
-    augmentation: str | None = None
+    augmentation: str = "auto"
     schedule: str = "constant"
     betas: tuple[float, ...] | None = None
     weight_decay: float = 0.0
@@ -78,8 +79,8 @@ class TrainOptions:
         for name, choices in (("schedule", SCHEDULES), ("precision", ("auto", *PRECISIONS))):
             if getattr(self, name) not in choices:
                 raise UnknownName(name, getattr(self, name), choices)
-        if self.augmentation is not None and self.augmentation not in AUGMENTATIONS:
-            raise UnknownName("augmentation", self.augmentation, AUGMENTATIONS)
+        if self.augmentation not in ("auto", *AUGMENTATIONS):
+            raise UnknownName("augmentation", self.augmentation, ("auto", *AUGMENTATIONS))
         if not (self.cache in ("auto", "off", "on") or (type(self.cache) is int and self.cache >= 0)):
             raise BadOption(f"cache is {self.cache!r}; expected off, on, or a number of copies per image")
 
@@ -110,6 +111,8 @@ def complete(options: TrainOptions, clip: CLIP) -> Recipe:
         )
     own = method_class(options.method).recipe
     given = {key: value for key, value in asdict(options).items() if value is not None}
+    if options.augmentation == "auto":
+        del given["augmentation"]
     values = {**own, **given}
     size = values.setdefault("image_size", default_image_size(clip.config))
     check_image_size(size, clip.config.vision.patch_size)

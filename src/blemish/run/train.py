@@ -150,7 +150,7 @@ def _backward(method: nn.Module, batch: Batch | None, autocast: torch.dtype | No
         raise BlemishError(
             f"the loss is not finite ({worst}); lower --learning-rate, or train in --precision fp32"
         )
-    total.backward()  # type: ignore[no-untyped-call]
+    total.backward()
     return terms
 
 
@@ -234,7 +234,7 @@ def _validate(
             metrics = found.setdefault(name, ClassMetrics(MetricOptions(mode="streaming")))
             mask = batch.target.mask[i].cpu().numpy() if bool(batch.has_mask[i]) else None  # type: ignore[index]
             score, label = float(prediction.score[i]), int(batch.target.label[i])
-            metrics.update(score, label, prediction.map[i].float().cpu().numpy(), mask)
+            metrics.update(label, score, prediction.map[i].float().cpu().numpy(), mask)
     rows = {name: metrics.compute() for name, metrics in found.items()}
     wanted = ("image_auroc", "pixel_auroc", "pixel_ap")
     return {

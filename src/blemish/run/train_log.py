@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from blemish.checkpoint import package_versions
 from blemish.errors import BadOption, OutputError
 from blemish.files import cannot_write, make_folder, write_whole
-from blemish.output.curves import line_chart
+from blemish.output.loss_curves import line_panels
 from blemish.run.processes import Processes
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class TrainLog:
         if not self.processes.leads:
             return
         per_step = max(time.monotonic() - self._started, 1e-9) / (step - self._first_step)
-        line = {
+        line: dict[str, Any] = {
             "epoch": epoch + 1,
             "step": step,
             "loss": total,
@@ -132,7 +132,7 @@ class TrainLog:
         }
         self._append(line)
         if self._board is not None:
-            for name, value in ({"loss": total} | values | line["scalars"]).items():
+            for name, value in {"loss": total, **values, **line["scalars"]}.items():
                 self._board.add_scalar(name, value, step)
         if self.show is not None:
             self.show(
@@ -161,13 +161,17 @@ class TrainLog:
             self._board.close()
 
     def draw(self) -> None:
-        """The loss, its terms and the learned scalars against the steps, as SVG."""
-        lines = [line for line in self._lines if "loss" in line]
-        series: dict[str, list[tuple[float, float]]] = {}
-        for line in lines:
-            for name, value in {"loss": line["loss"], **line["terms"]}.items():
-                series.setdefault(name, []).append((line["step"], value))
-        write_whole(self.out / CURVES_FILE, line_chart(series, x="step", y="loss").encode())
+        """The loss, its terms by kind, and the learned scalars against the steps, as SVG."""
+        losses: dict[str, list[tuple[float, float]]] = {}
+        learned: dict[str, list[tuple[float, float]]] = {}
+        for line in self._lines:
+            if "loss" in line:
+                for name, value in {"loss": line["loss"], **by_kind(line["terms"])}.items():
+                    losses.setdefault(name, []).append((line["step"], value))
+                for name, value in line["scalars"].items():
+                    learned.setdefault(name, []).append((line["step"], value))
+        panels = {"loss and its terms, by step": losses, "learned scalars, by step": learned}
+        write_whole(self.out / CURVES_FILE, line_panels(panels).encode())
 
     def _append(self, line: dict[str, Any]) -> None:
         self._lines.append(line)
@@ -180,6 +184,15 @@ class TrainLog:
     def _write_run(self, more: Mapping[str, Any]) -> None:
         text = json.dumps({**self._about, **more}, indent=2, ensure_ascii=False, default=str)
         write_whole(self.out / RUN_FILE, f"{text}\n".encode())
+
+
+def by_kind(terms: Mapping[str, float]) -> dict[str, float]:
+    """Terms "focal.6", "focal.12", ... added up as "focal"."""
+    kinds: dict[str, float] = {}
+    for name, value in terms.items():
+        kind = name.split(".")[0]
+        kinds[kind] = kinds.get(kind, 0.0) + value
+    return kinds
 
 
 def scalars(method: nn.Module) -> dict[str, float]:
