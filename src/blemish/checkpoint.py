@@ -72,13 +72,27 @@ def save_checkpoint(path: Path, method: nn.Module, meta: CheckpointMeta) -> None
 
     `meta.versions` is filled in when empty. Raises OutputError when the file cannot be written.
     """
+    # Clones, because tied or strided tensors cannot be stored as they are.
+    _write(
+        path, {name: t.detach().cpu().contiguous().clone() for name, t in method.state_dict().items()}, meta
+    )
+
+
+def rewrite_checkpoint(source: Path, target: Path, **changes: Any) -> None:
+    """Copy a checkpoint with some fields of its CheckpointMeta changed; its tensors stay bit for bit.
+
+    target may be source. Raises as `load_checkpoint`, and OutputError when the file cannot be written.
+    """
+    meta, tensors = load_checkpoint(source)
+    _write(target, tensors, dataclasses.replace(meta, **changes))
+
+
+def _write(path: Path, tensors: dict[str, Tensor], meta: CheckpointMeta) -> None:
     if not meta.versions:
         meta = dataclasses.replace(meta, versions=package_versions())
     header = {"format": FORMAT, "format_version": str(FORMAT_VERSION)}
     for key, value in dataclasses.asdict(meta).items():
         header[key] = value if isinstance(value, str) else json.dumps(value)
-    # Clones, because tied or strided tensors cannot be stored as they are.
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in method.state_dict().items()}
     write_whole(path, save(tensors, metadata=header))
 
 
