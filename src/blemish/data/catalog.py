@@ -2,92 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
-Counts = tuple[int, int]
+from blemish.data.catalog_entry import CatalogEntry, Counts, plain
+
+__all__ = ["CATALOG", "GENERIC", "CatalogEntry", "Counts", "find_entry", "plain"]
 
 BY_NC_SA = "CC BY-NC-SA 4.0"
 UNSTATED = "not stated"
 KAGGLE_TERMS = "terms of its Kaggle page"
-
-
-@dataclass(frozen=True)
-class CatalogEntry:
-    """One dataset of the papers.
-
-    name: ours. title: the authors'. classes: in the order of the papers' tables. total: (normal, anomalous) test
-    images the papers count. per_class: the same by class, where known. train: normal images for training.
-    mask_rule: which stored mask values are anomalous (`Sample.mask_rule`). masks: False when only whole images are
-    labelled. licence, source: of the data; the official page. prompts: class -> words for a prompt, where the
-    class name is not fit for one. folders: names under which the data lie on disks. class_aliases: other names of
-    a one-class set's class. odd: what to know about it. medical: not for diagnosis.
-    """
-
-    name: str
-    title: str
-    classes: tuple[str, ...]
-    total: Counts
-    licence: str
-    source: str
-    per_class: Mapping[str, Counts] = field(default_factory=dict)
-    train: int | None = None
-    mask_rule: str = ">0"
-    masks: bool = True
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    also: Mapping[str, Counts] = field(default_factory=dict)
-    folders: tuple[str, ...] = ()
-    class_aliases: tuple[str, ...] = ()
-    odd: str = ""
-    medical: bool = False
-
-    def prompt_name(self, class_name: str) -> str:
-        """Words for a class in a prompt: those of `prompts`, else the name with spaces for underscores."""
-        return self.prompts.get(class_name, class_name.replace("_", " "))
-
-    def expected(self, class_name: str) -> Counts | None:
-        """(normal, anomalous) test images of a class; None when only the total is known."""
-        if class_name in self.per_class:
-            return self.per_class[class_name]
-        one = len(self.classes) == 1 and class_name in (*self.classes, *self.class_aliases)
-        return self.total if one else None
-
-    def knows_folder(self, name: str) -> bool:
-        """Whether data of this set usually lie in a folder of this name."""
-        return plain(name) in {plain(known) for known in (self.name, self.title, *self.folders)}
-
-    def knows_classes(self, names: Iterable[str]) -> bool:
-        """Whether all of these class names belong to this set; False for none."""
-        known = {plain(n) for n in (*self.classes, *self.class_aliases)}
-        given = {plain(n) for n in names}
-        return bool(given) and given <= known
-
-
-def plain(name: str) -> str:
-    """A name for comparing: letters and digits only, lower case."""
-    return re.sub(r"[^0-9a-z]", "", name.casefold())
-
-
-def find_entry(folders: Iterable[str], classes: Iterable[str]) -> CatalogEntry | None:
-    """The row that a prepared folder belongs to, by the names of folder and classes; None when in doubt.
-
-    folders: names the root goes by. classes: class names found. A folder's name decides together with its
-    classes; without it, class names decide when at least two belong to one set, or one that no other set has.
-    """
-    found, names = tuple(classes), tuple(folders)
-    for entry in CATALOG.values():
-        if any(entry.knows_folder(name) for name in names) and entry.knows_classes(found):
-            return entry
-    for entry in CATALOG.values():
-        telling = {plain(n) for n in entry.class_aliases if n not in SHARED_NAMES}
-        if len(entry.classes) == 1 and found and {plain(n) for n in found} <= telling:
-            return entry
-        # 01, 02, 03 may be anybody's numbers
-        if len(found) > 1 and entry.knows_classes(found) and not all(n.isdecimal() for n in found):
-            return entry
-    return None
-
 
 # Classes that several sets share, and that say nothing about which it is.
 SHARED_NAMES = ("brain", "colon", "skin", "thyroid", "chest", "rail", "road")
@@ -435,3 +358,23 @@ GENERIC: dict[str, str] = {
     "meta_json": "meta.json of the AnomalyCLIP, VCP-CLIP and AdaCLIP family",
     "folder": "normal, abnormal and mask folders, or just pictures without labels",
 }
+
+
+def find_entry(folders: Iterable[str], classes: Iterable[str]) -> CatalogEntry | None:
+    """The row that a prepared folder belongs to, by the names of folder and classes; None when in doubt.
+
+    folders: names the root goes by. classes: class names found. A folder's name decides together with its
+    classes; without it, class names decide when at least two belong to one set, or one that no other set has.
+    """
+    found, names = tuple(classes), tuple(folders)
+    for entry in CATALOG.values():
+        if any(entry.knows_folder(name) for name in names) and entry.knows_classes(found):
+            return entry
+    for entry in CATALOG.values():
+        telling = {plain(n) for n in entry.class_aliases if n not in SHARED_NAMES}
+        if len(entry.classes) == 1 and found and {plain(n) for n in found} <= telling:
+            return entry
+        # 01, 02, 03 may be anybody's numbers
+        if len(found) > 1 and entry.knows_classes(found) and not all(n.isdecimal() for n in found):
+            return entry
+    return None

@@ -230,10 +230,9 @@ def _dataset(root: Path, name: str, layout: str, reading: Reading) -> Dataset:
         raise BadDataset(f"{printable_name(root)} ({layout}) holds no {what}; pass another folder or split")
     base = root if root.is_dir() else root.parent
     classes = dict.fromkeys(s.class_name for s in reading.samples)
-    folders = [base.resolve().name, base.resolve().parent.name]
-    if root.is_file():
-        folders.append(root.stem.removeprefix("meta_"))
-    entry = CATALOG.get(name or LAYOUTS[layout].dataset) or find_entry(folders, classes)
+    entry = CATALOG.get(name or LAYOUTS[layout].dataset) or find_entry(
+        _folder_names(root, base, reading), classes
+    )
     if entry is not None and entry.name == "ksdd" and layout != "ksdd_parts":
         cut = readers_industrial.tiling([s.image.name for s in reading.samples])
         reading.notes.append(f"by its names KolektorSDD cut into {cut}" if cut else "cut in an unknown way")
@@ -251,6 +250,19 @@ def _dataset(root: Path, name: str, layout: str, reading: Reading) -> Dataset:
         tuple(reading.problems),
         reading.split,
     )
+
+
+def _folder_names(root: Path, base: Path, reading: Reading) -> list[str]:
+    """Names that may tell which dataset it is: of the root, of what wraps it, and of the folders in it."""
+    place = base.resolve()
+    names = [place.name, place.parent.name]
+    if root.is_file():
+        names.append(root.stem.removeprefix("meta_"))
+    first = reading.samples[0].image
+    if first.is_relative_to(base):
+        names += first.relative_to(base).parts[:-1]
+    # nobody but beanTech calls a folder so
+    return [*names, "btad"] if any(s.defect == "ko" for s in reading.samples) else names
 
 
 def _by_class(samples: list[Sample]) -> list[Sample]:

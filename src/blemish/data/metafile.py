@@ -250,6 +250,8 @@ def _meta_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 f"{printable_name(path)}: {split} holds {type(classes).__name__}, expected classes"
             )
         for class_name, entries in classes.items():
+            if not isinstance(entries, list | None):
+                raise BadDataset(f"{printable_name(path)}: {split}/{class_name} holds no list of entries")
             for number, entry in enumerate(entries or ()):
                 place = f"{split}/{class_name}[{number}]"
                 if not isinstance(entry, dict):
