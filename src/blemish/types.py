@@ -137,6 +137,40 @@ class Method(Protocol):
     def __call__(self, features: ImageFeatures, class_names: Sequence[str] | None = None) -> Prediction: ...
 
 
+@runtime_checkable
+class Attends(Protocol):
+    """Methods whose texts attend to an image's patches: an optional ability, for explanations.
+
+    attention_heads: heads of that attention; 0 where the method's options leave it out.
+    """
+
+    @property
+    def attention_heads(self) -> int: ...
+
+    def attention_maps(self, features: ImageFeatures) -> Tensor:
+        """(B, layers, heads, 2, rows, columns), normal text first; every (rows, columns) adds up to 1."""
+        ...
+
+
+@runtime_checkable
+class Surveys(Protocol):
+    """Methods that may look at a class's test images before any is scored: an optional ability.
+
+    surveys: whether the method's options ask for it. Scores then depend on the images surveyed (transductive).
+    """
+
+    @property
+    def surveys(self) -> bool: ...
+
+    def survey(self, features: ImageFeatures, class_names: Sequence[str]) -> None:
+        """Look at B images of these classes; may be called for one batch after the other."""
+        ...
+
+    def forget_survey(self) -> None:
+        """Begin anew, before another dataset."""
+        ...
+
+
 @dataclass(frozen=True)
 class Region:
     """A connected region of the map above the pixel threshold. box: x0, y0, x1, y1; x1, y1 exclusive."""

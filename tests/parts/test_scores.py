@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from blemish.parts.scores import confidence_weighted, cosine_logits, maximum, top_k_mean
+from blemish.parts.scores import confidence_weighted, cosine_logits, maximum, scaled_count, top_k_mean
 
 
 def test_top_k_mean_takes_the_largest() -> None:
@@ -51,3 +51,10 @@ def test_confidence_of_constant_and_large_maps() -> None:
     weight = confidence_weighted(maps, 10, 50) / top_k_mean(maps, 10)
     assert torch.isfinite(shifted).all() and (weight >= 1).all() and (weight <= 5).all()
     torch.testing.assert_close(shifted / top_k_mean(maps + 100, 10), weight, rtol=1e-4, atol=0)
+
+
+def test_numbers_of_pixels_follow_the_area() -> None:
+    assert scaled_count(2000, torch.empty(2, 518, 518)) == 2000
+    assert scaled_count(2000, torch.empty(259, 259)) == 500
+    assert scaled_count(1, torch.empty(8, 8)) == 1
+    assert scaled_count(10**6, torch.empty(1, 8, 8)) == 64

@@ -26,14 +26,12 @@ from ..parts.class_names import ClassNameFilter, spaced
 from ..parts.losses import dice, focal, layer_names
 from ..parts.maps import gaussian_blur, upsample_then_probability, upsample_then_softmax
 from ..parts.prompts import TextCache, tokenizer_of
-from ..parts.scores import confidence_weighted, cosine_logits, maximum
+from ..parts.scores import confidence_weighted, cosine_logits, maximum, scaled_count
 from ..types import POSITION_RESIZES, FeatureSpec, ImageFeatures, Prediction, Target
 from . import check_options, option
 
 # Pieces of a class name that a prompt may hold.
 MOST_PIECES = 60
-# The input size that n1 and n2 belong to, in pixels.
-REFERENCE_PIXELS = 518 * 518
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,7 @@ class GenCLIPConfig:
     )
     cnf_image_size: int | None = option(
         None,
-        "input side in pixels at which class names are judged, by a second pass of the image tower (CLIP's own"
-        " is 336 for ViT-L-14-336); none: the pass that makes the map",
+        "input side in pixels of a second pass that class names are judged by; none: the pass of the map",
         least=1,
     )
     generic_term: str = option("object", "what stands for a class name that is missing or does not fit")
@@ -300,6 +297,19 @@ class GenCLIP(nn.Module):
         choose = self.names.per_image if self.config.cnf_scope == "image" else self.names.per_class
         return choose(class_feature, names)
 
+    @property
+    def surveys(self) -> bool:
+        """Whether a class's test images decide together on its name: see `blemish.types.Surveys`."""
+        return self.config.use_cnf and self.config.cnf_scope == "class" and self.config.alpha > 0
+
+    def survey(self, features: ImageFeatures, class_names: Sequence[str]) -> None:
+        """Let B images vote on their class names, one for each."""
+        self.names.vote(_plain(features), class_names)
+
+    def forget_survey(self) -> None:
+        """Forget all votes; without any, the images of a batch decide alone."""
+        self.names.clear()
+
     def projected(self, features: ImageFeatures) -> list[Tensor]:
         """Patches in the joint space, (B, N, D) per layer, not normalised."""
         dtype = self.query_tokens.dtype
@@ -320,9 +330,7 @@ class GenCLIP(nn.Module):
         details: dict[str, Any] = {}
         parts = []
         if alpha > 0:
-            seen = features.plain_class_feature
-            seen = features.class_feature if seen is None else seen
-            terms = self.class_terms(seen, class_names, self.config.use_cnf)
+            terms = self.class_terms(_plain(features), class_names, self.config.use_cnf)
             text = self.vision_features(features, terms)
             vision = self._sum(patches, text, features)
             details |= {"class_terms": terms, "text_features": text, "vision_map": vision}
@@ -349,10 +357,8 @@ class GenCLIP(nn.Module):
         return reduce(torch.add, maps)
 
     def _top_n(self, maps: Tensor) -> tuple[int, int]:
-        pixels = maps.shape[-2] * maps.shape[-1]
-        scale = pixels / REFERENCE_PIXELS if self.config.scale_topn else 1.0
-        n1, n2 = (min(pixels, max(1, round(n * scale))) for n in (self.config.n1, self.config.n2))
-        return n1, n2
+        n1, n2 = self.config.n1, self.config.n2
+        return (scaled_count(n1, maps), scaled_count(n2, maps)) if self.config.scale_topn else (n1, n2)
 
     def training_maps(
         self, features: ImageFeatures, class_names: Sequence[str] | None = None
@@ -384,3 +390,8 @@ class GenCLIP(nn.Module):
                 overlap + dice(maps[:, 0], 1 - mask) if self.config.dice_both else overlap
             )
         return terms
+
+
+def _plain(features: ImageFeatures) -> Tensor:
+    """CLIP's own class feature (B, D) that class names are judged by."""
+    return features.class_feature if features.plain_class_feature is None else features.plain_class_feature

@@ -232,6 +232,19 @@ class VCPCLIP(nn.Module):
                 found.post_logits.append(self.post_log_scale.exp() * (unit @ post_text.transpose(1, 2)))
         return found
 
+    @property
+    def attention_heads(self) -> int:
+        """Heads of Post-VCP; 0 without it."""
+        return self.post.heads if self.config.post_vcp else 0
+
+    @torch.no_grad()
+    def attention_maps(self, features: ImageFeatures) -> Tensor:
+        """How much Post-VCP's texts look at each patch: see `blemish.types.Attends`."""
+        dtype = self.category.dtype
+        text = self._text(features.class_feature).to(dtype).expand(len(features), -1, -1)
+        patches = (F.normalize(tokens[:, 1:].to(dtype), dim=-1) for tokens in features.tokens["qk"])
+        return torch.stack([self.post.maps(text, layer, features.grid) for layer in patches], dim=1)
+
     def _text(self, class_feature: Tensor) -> Tensor:
         if self.mini_net is not None:
             return self.text_features(self.category_tokens(class_feature))

@@ -27,13 +27,11 @@ from ..parts.deep_text import PromptNorm, deep_text_features
 from ..parts.losses import dice, focal, layer_names
 from ..parts.maps import gaussian_blur, upsample_then_probability, upsample_then_softmax
 from ..parts.prompts import template
-from ..parts.scores import cosine_logits, top_k_mean
+from ..parts.scores import cosine_logits, scaled_count, top_k_mean
 from ..types import POSITION_RESIZES, FeatureSpec, ImageFeatures, Prediction, Target
 from . import check_options, option
 
 PROMPTS = ("a photo of a good", "a photo of a damaged")
-# The input size that the authors' top_k belongs to, in pixels.
-REFERENCE_PIXELS = 518 * 518
 
 
 @dataclass(frozen=True)
@@ -312,6 +310,19 @@ class VCPCLIPPlus(nn.Module):
             found.post_logits.append(self.post_log_scale.exp() * (unit @ post_text.transpose(1, 2)))
         return found
 
+    @property
+    def attention_heads(self) -> int:
+        """Heads of Post-VCP."""
+        return self.post.heads
+
+    @torch.no_grad()
+    def attention_maps(self, features: ImageFeatures) -> Tensor:
+        """How much Post-VCP's texts look at each patch: see `blemish.types.Attends`."""
+        dtype = self.deep_prompts.dtype
+        text = self.text_features(self.category_tokens(features.class_feature)).to(dtype)
+        patches = (F.normalize(tokens[:, 1:].to(dtype), dim=-1) for tokens in features.tokens["qk"])
+        return torch.stack([self.post.maps(text, layer, features.grid) for layer in patches], dim=1)
+
     def forward(self, features: ImageFeatures, class_names: Sequence[str] | None = None) -> Prediction:
         """Maps (B, H, W) in `map_range` and scores (B,) in `score_range`; class names are not used.
 
@@ -345,10 +356,7 @@ class VCPCLIPPlus(nn.Module):
         return total / len(logits) if self.config.layer_reduction == "mean" else total
 
     def _top_k(self, maps: Tensor) -> int:
-        if not self.config.scale_top_k:
-            return self.config.top_k
-        pixels = maps.shape[-2] * maps.shape[-1]
-        return max(1, round(self.config.top_k * pixels / REFERENCE_PIXELS))
+        return scaled_count(self.config.top_k, maps) if self.config.scale_top_k else self.config.top_k
 
     def training_maps(self, features: ImageFeatures) -> dict[str, list[Tensor]]:
         """Class probabilities (B, 2, H, W) per layer as the losses see them.

@@ -225,6 +225,18 @@ class ViP2CLIP(nn.Module):
         smoothed = F.avg_pool2d(to_grid(patches, grid), 3, stride=1, padding=1)
         return F.normalize(smoothed.flatten(2).transpose(1, 2), dim=-1)
 
+    @property
+    def attention_heads(self) -> int:
+        """Heads of ViP-FGP; 0 without it."""
+        return self.fgp.heads if self.config.use_fgp else 0
+
+    @torch.no_grad()
+    def attention_maps(self, features: ImageFeatures) -> Tensor:
+        """How much ViP-FGP's texts look at each patch: see `blemish.types.Attends`."""
+        text = F.normalize(self._text(features.class_feature), dim=-1).expand(len(features), -1, -1)
+        patches = (self._patches(tokens, features.grid) for tokens in features.tokens["qk"])
+        return torch.stack([self.fgp.maps(text, layer, features.grid) for layer in patches], dim=1)
+
     def align(self, features: ImageFeatures) -> Alignment:
         """Everything up to the cosines of patches and texts, and those that decide on the image."""
         text = F.normalize(self._text(features.class_feature), dim=-1)

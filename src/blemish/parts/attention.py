@@ -28,12 +28,20 @@ class PatchAttention(nn.Module):
 
     def forward(self, text: Tensor, patches: Tensor) -> Tensor:
         """text: (B, K, D), unit rows; patches: (B, N, W), unit rows. Returns (B, K, W), unit rows."""
+        value = self.value.weight.unflatten(0, (self.heads, -1))
+        context = torch.einsum("bkhn,bnw->bkhw", self._weights(text, patches), patches)
+        mixed = torch.einsum("bkhw,hcw->bkhc", context, value).flatten(2) + self.value.bias
+        return F.normalize(self.out(mixed), dim=-1)
+
+    def maps(self, text: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """How much each head of each text looks at each patch: (B, heads, K, *grid), adding up to 1 per map."""
+        return self._weights(text, patches).float().transpose(1, 2).unflatten(-1, grid)
+
+    def _weights(self, text: Tensor, patches: Tensor) -> Tensor:
+        """The attention of K texts to N patches, (B, K, heads, N); arguments as for `forward`."""
         query = self.scale * self.query(text).unflatten(-1, (self.heads, -1))
         key = self.key.weight.unflatten(0, (self.heads, -1))
-        value = self.value.weight.unflatten(0, (self.heads, -1))
         constant = (query * self.key.bias.unflatten(0, (self.heads, -1))).sum(dim=-1, keepdim=True)
         logits = torch.einsum("bkhc,hcw->bkhw", query, key)
         logits = torch.einsum("bkhw,bnw->bkhn", logits, patches) + constant
-        context = torch.einsum("bkhn,bnw->bkhw", logits.softmax(dim=-1), patches)
-        mixed = torch.einsum("bkhw,hcw->bkhc", context, value).flatten(2) + self.value.bias
-        return F.normalize(self.out(mixed), dim=-1)
+        return logits.softmax(dim=-1)

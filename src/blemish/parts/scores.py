@@ -5,6 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+# The input size that the authors' numbers of pixels belong to.
+REFERENCE_PIXELS = 518 * 518
+
+
+def scaled_count(count: int, maps: Tensor) -> int:
+    """A number of pixels meant for maps of 518 x 518, for maps (..., H, W): by area, from 1 to all of them."""
+    pixels = maps.shape[-2] * maps.shape[-1]
+    return min(pixels, max(1, round(count * pixels / REFERENCE_PIXELS)))
+
 
 def top_k_mean(anomaly_map: Tensor, k: int) -> Tensor:
     """Mean of the k largest values of each map: the image score of VCP-CLIP (its code uses k = 2000).
@@ -28,9 +37,11 @@ def confidence_weighted(anomaly_map: Tensor, n1: int, n2: int) -> Tensor:
 
     The factor is the mean of exp(value) over the n1 largest, divided by that over the n2 largest: 1 for a
     constant map, at most n2 / n1. It is no function of scale, so sums and means of layers rank differently.
-    anomaly_map: (B, H, W), any range. n1 <= n2: numbers of pixels, from 1 to H*W. Returns (B,), float32.
+    anomaly_map: (B, H, W), any range. n1 <= n2: numbers of pixels, 1 or more; all of them in smaller maps.
+    Returns (B,), float32.
     """
-    values = anomaly_map.flatten(1).float().topk(n2, dim=1).values
+    pixels = anomaly_map.shape[-2] * anomaly_map.shape[-1]
+    values = anomaly_map.flatten(1).float().topk(min(n2, pixels), dim=1).values
     # The largest value is taken out of the exponent, which leaves the ratio as it is and cannot overflow.
     rise = (values - values[:, :1]).exp()
     weight = rise[:, :n1].mean(dim=1) / rise.mean(dim=1)
