@@ -8,8 +8,8 @@
 """
 
 from blemish.synth.captions import captions, vocabulary_texts
-from blemish.synth.dataset import write_dataset
-from blemish.synth.draw import Picture, draw
+from blemish.synth.dataset import DatasetSummary, SynthOptions, write_dataset, write_pictures
+from blemish.synth.draw import Picture, draw, draw_pair
 from blemish.synth.families import DEFECTS, HELD_OUT, MATERIALS, SHAPES, TRAINING, Families
 
 __all__ = [
@@ -18,10 +18,14 @@ __all__ = [
     "MATERIALS",
     "SHAPES",
     "TRAINING",
+    "DatasetSummary",
     "Families",
     "Picture",
+    "SynthOptions",
     "captions",
     "draw",
+    "draw_pair",
     "vocabulary_texts",
     "write_dataset",
+    "write_pictures",
 ]

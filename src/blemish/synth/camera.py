@@ -20,14 +20,14 @@ Pixels = NDArray[np.uint8]
 class Camera:
     """The settings of one shot, so that a scene and its twin without defect are seen alike.
 
-    light: brightness factor (S, S). cast: colour factor (3, 1, 1). grey: no colour. sigma: blur as a fraction of the
-    side. motion: shift while the shutter was open, in pixels (down, right). sharpen: strength of the edge filter.
+    light: brightness factor (S, S). cast: colour factor (3, 1, 1), None for white. grey: no colour. sigma: blur as a
+    fraction of the side. motion: shift while the shutter was open, in pixels (down, right). sharpen: strength of the edge filter.
     noise: deviation of the sensor noise; shot: share of it that grows with the light. gamma, contrast: tone curve.
     quality: JPEG quality, None for no compression. seed: of the noise.
     """
 
     light: Field
-    cast: Field
+    cast: Field | None
     grey: bool
     sigma: float
     motion: tuple[int, int]
@@ -55,10 +55,10 @@ def random_camera(rng: Rng, size: int, *, scanner: bool = False) -> Camera:
         angle = rng.uniform(0, math.pi)
         motion = (round(math.sin(angle) * steps), round(math.cos(angle) * steps))
     tinted = not scanner and chance(rng, 0.25)
-    cast = 1 + rng.normal(0, 0.06, 3) if tinted else np.ones(3)
+    cast = colour_array((1 + rng.normal(0, 0.06, 3)).tolist()) if tinted else None
     return Camera(
         light=light,
-        cast=colour_array(cast.tolist()),
+        cast=cast,
         grey=chance(rng, 0.8 if scanner else 0.3),
         sigma=log_uniform(rng, 0.0015, 0.007) if chance(rng, 0.45 * calm) else 0.0,
         motion=motion,
@@ -94,7 +94,8 @@ def expose(image: Field, camera: Camera) -> Field:
     """The lit picture in [0, 1] before blur and noise, (3, S, S); what a defect's visibility is judged on."""
     lit = np.clip(image, 0, 1)
     lit *= camera.light
-    lit *= camera.cast
+    if camera.cast is not None:
+        lit *= camera.cast
     if camera.grey:
         lit = np.broadcast_to(luma(lit)[None], lit.shape)
     clipped: Field = np.clip(lit, 0, 1)

@@ -54,8 +54,8 @@ class Scene:
 
     def __post_init__(self) -> None:
         grey = luma(self.image)
-        fine = grey - soft_blur(grey, max(4, grey.shape[0] // 28))
-        inside = self.alpha > 0.95
+        fine = (grey - soft_blur(grey, max(4, grey.shape[0] // 28)))[::2, ::2]
+        inside = self.alpha[::2, ::2] > 0.95
         self.rough = float(fine[inside].std()) if inside.any() else float(fine.std())
 
 
