@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import platform
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,19 @@ def machine(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
     }
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory held so far in MiB: by tensors on a GPU, else by the whole process; 0 where it cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    # Linux counts in KiB, macOS in bytes
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 @functools.cache

@@ -123,6 +123,13 @@ def load(
     return Detector(clip, built, setup)
 
 
+def method_of(checkpoint: str | Path) -> str:
+    """The method that a checkpoint file is of, from its header. Raises BadCheckpoint."""
+    source = _find(None, None, checkpoint)
+    assert source is not None
+    return source.method
+
+
 def default_image_size(config: CLIPConfig) -> int:
     """Network input when nothing names one: the papers' 518 pixels for L/14@336, 320 for the embedded
     backbone, as its checkpoints have it, else the backbone's own."""

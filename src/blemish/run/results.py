@@ -5,15 +5,19 @@ What has no value is None with a reason, never 0 and never NaN. Fractions are in
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from blemish.errors import BadOption
+from blemish.files import write_whole
 
 FORMAT, VERSION = "blemish-results", 1
 RESULTS_FILE = "results.json"
@@ -185,7 +189,8 @@ class MethodResult:
 class Evaluation:
     """Methods on one dataset. layout: how the dataset was read. classes: its counts by class.
 
-    settings: the run's options. notes: what the dataset's reader remarked.
+    settings: the run's options. notes: what the dataset's reader remarked. seconds: for all classes, also those
+    of an earlier run that was resumed, without loading the models.
     """
 
     dataset: str
@@ -286,3 +291,51 @@ def _checked(kinds: tuple[type, ...], value: Any, where: str) -> Any:
         expected = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
         raise BadOption(f"{where} is {value!r}; expected {expected}")
     return value
+
+
+def csv_rows(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    """One row per method and class, and one per method with class "mean"; None where there is no value.
+
+    Every row says how its numbers came about.
+    """
+    for found in evaluation.methods:
+        about = {
+            "dataset": evaluation.dataset,
+            "label": found.label,
+            "method": found.method,
+            "backbone": found.backbone,
+            "checkpoint": found.checkpoint,
+        }
+        how = {
+            **plain(found.protocol),
+            "image_size": found.image_size,
+            "precision": found.precision,
+            "encoder_seconds": found.speed.encoder,
+            "method_seconds": found.speed.method,
+        }
+        for name, one in found.classes.items():
+            values = {metric: one.metrics[metric].value for metric in METRICS}
+            failed = {"failed": len(one.failed)}
+            yield {**about, "class": name, **plain(one.counts), **failed, **values, **how}
+        counts = [one.counts for one in found.classes.values()]
+        total = {f.name: sum(getattr(c, f.name) for c in counts) for f in dataclasses.fields(Counts)}
+        values = {metric: found.mean[metric].value if metric in found.mean else None for metric in METRICS}
+        failed = {"failed": sum(len(one.failed) for one in found.classes.values())}
+        yield {**about, "class": "mean", **total, **failed, **values, **how}
+
+
+def write_csv(path: Path, evaluation: Evaluation) -> None:
+    """results.csv: the rows of `csv_rows`. Raises OutputError."""
+    rows = list(csv_rows(evaluation))
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    for row in rows:
+        table.writerow({key: _cell(value) for key, value in row.items()})
+    write_whole(path, text.getvalue().encode())
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.9g}" if isinstance(value, float) else "" if value is None else value

@@ -1,0 +1,205 @@
+"""`blemish evaluate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from blemish.cli.shared import (
+    EXIT_INTERRUPTED,
+    BackboneOption,
+    BatchSizeOption,
+    ConfigOption,
+    DeviceOption,
+    ImageSizeOption,
+    JsonOption,
+    PrecisionOption,
+    QuietOption,
+    SeedOption,
+    SetOption,
+    ThreadsOption,
+    VerboseOption,
+    app,
+    progress,
+    say,
+    set_up_messages,
+    shown_errors,
+    stop_on_kill,
+)
+from blemish.config import merge_options
+from blemish.errors import BadOption
+
+if TYPE_CHECKING:
+    from blemish.run.evaluate_options import EvaluateCommand
+    from blemish.run.results import Evaluation
+
+
+@app.command()
+def evaluate(
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="ROOT", help="Folder of the labelled dataset.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Its name or layout; default: recognised.")
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="test, train or all. [test]")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="Folder for the results. [blemish-eval]")
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method", help="Methods, separated by commas; default: the checkpoints', or anomaly_clip."
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option("--checkpoint", metavar="[LABEL=]FILE", help="Learned parts; repeatable."),
+    ] = None,
+    backbone: BackboneOption = None,
+    resolution: Annotated[
+        str | None,
+        typer.Option(
+            "--resolution", help="Side of maps and masks in pixels, or native; default: the network's."
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option("--protocol", help="Of AUPRO: exact, or anomalyclip as in the papers. [exact]"),
+    ] = None,
+    fpr_limit: Annotated[
+        float | None, typer.Option("--fpr-limit", help="False positive rate that AUPRO ends at. [0.3]")
+    ] = None,
+    connectivity: Annotated[
+        int | None, typer.Option("--connectivity", help="Neighbours that join mask pixels, 8 or 4. [8]")
+    ] = None,
+    strict_iou: Annotated[
+        bool | None,
+        typer.Option("--strict-iou", help="IoU of the pixels above the threshold, as VCP-CLIP's code."),
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option("--mode", help="Metrics: exact, or streaming in bounded memory. [exact]")
+    ] = None,
+    score_rule: Annotated[
+        str | None,
+        typer.Option("--score-rule", help="Image score: native, or of the map: max, topk:K. [native]"),
+    ] = None,
+    no_pixel: Annotated[
+        bool | None, typer.Option("--no-pixel", help="Image-level metrics only; masks are not read.")
+    ] = None,
+    class_name: Annotated[
+        str | None, typer.Option("--class-name", help="What the images show; default: the dataset's class.")
+    ] = None,
+    classes: Annotated[str | None, typer.Option("--classes", help="Only these, separated by commas.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="At most so many images of each class, evenly spread.")
+    ] = None,
+    save: Annotated[
+        str | None, typer.Option("--save", help="What to write besides the numbers: maps, or none. [none]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in OUT.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in OUT.")] = False,
+    image_size: ImageSizeOption = None,
+    tile: Annotated[
+        int | None, typer.Option("--tile", help="Cut larger images into tiles of this side in pixels.")
+    ] = None,
+    overlap: Annotated[
+        float | None, typer.Option("--overlap", help="Share of a tile common with the next. [0.25]")
+    ] = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    batch_size: BatchSizeOption = None,
+    threads: ThreadsOption = None,
+    seed: SeedOption = None,
+    settings: SetOption = None,
+    config: ConfigOption = None,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Measure methods on a labelled dataset: per class and mean."""
+    given: dict[str, Any] = dict(locals())
+    set_up_messages(quiet, verbose)
+    with shown_errors(verbose):
+        from blemish.run.evaluate_options import EvaluateCommand
+
+        given = {key: value for key, value in given.items() if key in EvaluateCommand.__dataclass_fields__}
+        if resolution is not None and resolution.isdecimal():
+            given["resolution"] = int(resolution)
+        options, own = merge_options(EvaluateCommand, "blemish evaluate", config, given, settings or [])
+        return _evaluate(options, own, resume=resume, overwrite=overwrite, quiet=quiet, as_json=as_json)
+
+
+def _evaluate(
+    options: EvaluateCommand,
+    own: Mapping[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    if options.data is None:
+        raise BadOption("no dataset given; name its folder with --data ROOT")
+    import torch
+
+    from blemish.data.layouts import open_dataset
+    from blemish.run.detectors import load_detectors
+    from blemish.run.evaluate import evaluate as run
+    from blemish.run.evaluate import exit_code
+    from blemish.run.predict import check_output
+
+    out = Path(options.out)
+    check_output(out, resume=resume, overwrite=overwrite)
+    torch.manual_seed(options.seed)
+    dataset = open_dataset(Path(options.data).expanduser(), options.dataset, options.split)
+    detectors = load_detectors(options.methods, options.checkpoints, own, **options.loading)
+    try:
+        with stop_on_kill(), progress(quiet) as show:
+            found = run(
+                detectors, dataset, out, options, resume=resume, overwrite=overwrite, on_progress=show
+            )
+    except KeyboardInterrupt:
+        say(f"interrupted; what is done is in {out}, the same command with --resume goes on")
+        return EXIT_INTERRUPTED
+    if as_json:
+        print(json.dumps(found.to_json(), ensure_ascii=False), flush=True)
+    elif not quiet:
+        _show(found)
+    if not quiet:
+        _summarise(found, out)
+    return exit_code(found)
+
+
+def _show(found: Evaluation) -> None:
+    """The tables on standard output."""
+    from rich.console import Console
+
+    from blemish.run.result_tables import method_notes, method_table, method_title
+
+    # As wide as tables need: a narrow terminal wraps lines, which reads better than columns cut short.
+    console = Console(width=1000, highlight=False, markup=False)
+    for method in found.methods:
+        console.print(method_title(method))
+        console.print(method_table(method))
+        for note in method_notes(method):
+            console.print(f"  {note}")
+        console.print()
+
+
+def _summarise(found: Evaluation, out: Path) -> None:
+    for note in found.notes:
+        say(f"note: {note}")
+    images = sum(c.normal + c.anomalous for c in found.classes.values())
+    failed = len(found.failed)
+    parts: Sequence[str] = (
+        f"{images - failed} of {images} images done",
+        *([f"{failed} failed"] if failed else []),
+        f"{len(found.methods)} method{'s' if len(found.methods) > 1 else ''}",
+    )
+    say(f"{', '.join(parts)}; {found.seconds:.1f} s")
+    say(f"results: {out / 'results.json'}, {out / 'results.csv'}")
