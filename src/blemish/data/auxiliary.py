@@ -54,6 +54,11 @@ class Auxiliary:
         """Whether views differ from copy to copy."""
         return self.augmentation.active
 
+    @cached_property
+    def outlined(self) -> bool:
+        """Whether any anomalous picture has a mask; from normal ones alone maps would only learn to be blank."""
+        return any(sample.label == 1 and sample.mask is not None for sample in self.samples)
+
     def view(self, index: int, copy: int) -> View:
         """Picture `index` in its `copy`-th drawing. Raises BadImage when a file cannot be read."""
         image, mask = self._draw(index, copy)
@@ -64,7 +69,7 @@ class Auxiliary:
         """`view` without pixels; kept packed once it has been asked for, so that later epochs open no file."""
         known = self._masks.get((index, copy))
         if known is None and not self.augmented and self.samples[index].label == 0:
-            return View(None, np.zeros((self.map_size, self.map_size), dtype=bool), 0)
+            return self._truth(index, np.zeros((1, 1), dtype=np.uint8))
         if known is None:
             known = self._truth(index, self._draw(index, copy)[1])
             packed = None if known.mask is None else np.packbits(known.mask)
@@ -112,7 +117,7 @@ class Auxiliary:
         return draw_view(self.augmentation, index, self._load, pool, rng)
 
     def _truth(self, index: int, mask: np.ndarray | None) -> View:
-        if mask is None:
+        if mask is None or not self.outlined:
             return View(None, None, int(self.samples[index].label or 0))
         small = resize_mask(mask, self.map_size)
         return View(None, small, int(self.samples[index].label == 1 or bool(small.any())))

@@ -175,7 +175,8 @@ class Batches:
             mask=torch.from_numpy(masks).to(device).float() if bool(has_mask.any()) else None,
         )
         samples = self.data.samples
-        outlined = sum(samples[row].label == 0 or samples[row].mask is not None for row in batch)
+        with_mask = (samples[row].label == 0 or samples[row].mask is not None for row in batch)
+        outlined = sum(with_mask) if self.data.outlined else 0
         # Maps are made, and compared with the masks, at this size.
         features = dataclasses.replace(features, image_size=(side, side))
         names = [samples[row].class_name for row in rows]
