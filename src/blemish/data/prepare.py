@@ -164,12 +164,15 @@ def _plan(samples: Sequence[Sample]) -> list[_Target]:
     taken: set[tuple[str, ...]] = set()
     targets = []
     for sample, (name, split, defect), stem, part in zip(samples, folders, stems, parts, strict=True):
-        full = f"{_safe(sample.image.parent.name)}_{stem}{part}" if name in repeating else stem + part
-        choice, number = full, 2
-        while (name, split, defect, choice.casefold()) in taken:
-            choice, number = f"{full}-{number}", number + 1
-        taken.add((name, split, defect, choice.casefold()))
+        # KolektorSDD's parts are called so by everybody: kos01_Part5_0
+        prefix = f"{_safe(sample.image.parent.name)}_" if part or name in repeating else ""
         outlined = sample.label == 1 and sample.mask is not None
+        # masks of training and test pictures share a folder
+        homes = [(name, split, defect), *([(name, "ground_truth", defect)] if outlined else [])]
+        choice, number = f"{prefix}{stem}{part}", 2
+        while any((*home, choice.casefold()) in taken for home in homes):
+            choice, number = f"{prefix}{stem}{part}-{number}", number + 1
+        taken.update((*home, choice.casefold()) for home in homes)
         mask = f"{name}/ground_truth/{defect}/{choice}_mask.png" if outlined else ""
         targets.append(_Target(sample, f"{name}/{split}/{defect}/{choice}.png", mask, name, defect))
     return targets

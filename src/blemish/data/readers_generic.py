@@ -65,21 +65,24 @@ def read_mvtec(reading: Reading) -> None:
 
 def _read_class(reading: Reading, name: str, folder: Path) -> None:
     truth = child(folder, *MASK_FOLDERS)
-    for split in ("train", "test"):
-        home = child(folder, split)
-        for kind in subfolders(home) if home is not None else ():
-            images = pictures(kind)
-            if is_normal_name(kind.name):
-                for image in images:
-                    reading.add(image, 0, class_name=name, defect=kind.name, split=split)
-                continue
-            masks = child(truth, kind.name) if truth is not None and split == "test" else None
-            found = pictures(masks) if masks is not None else []
-            reading.add_paired(images, found, class_name=name, defect=kind.name, split=split)
-    tested = {p.name.casefold() for p in subfolders(child(folder, "test") or folder)}
-    for kind in subfolders(truth) if truth is not None and reading.wants("test") else ():
-        if kind.name.casefold() not in tested:
-            reading.left_over(pictures(kind))
+    kinds = [
+        (split, kind, pictures(kind))
+        for split in ("train", "test")
+        if (home := child(folder, split)) is not None
+        for kind in subfolders(home)
+    ]
+    pairs: dict[Path, Path] = {}
+    for defect in subfolders(truth) if truth is not None else ():
+        # Masks of training pictures, where there are any, lie among those of the test pictures
+        homes = [kind for kind in reversed(kinds) if kind[1].name.casefold() == defect.name.casefold()]
+        found, left = pair_by_stem([image for _, _, images in homes for image in images], pictures(defect))
+        pairs |= found
+        reading.left_over(left)
+    for split, kind, images in kinds:
+        label = 0 if is_normal_name(kind.name) else 1
+        for image in images:
+            mask = pairs.get(image) if label else None
+            reading.add(image, label, mask, class_name=name, defect=kind.name, split=split)
 
 
 def has_labelled_folders(root: Path) -> bool:
