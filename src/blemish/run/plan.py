@@ -16,7 +16,7 @@ from blemish.run.published import published_variants
 from blemish.run.recipe import TrainOptions
 
 LAYOUTS = ("mvtec_layout", "meta_json", "folder")
-PROTOCOLS = ("exact", "anomalyclip")
+PROTOCOLS, MODES = ("exact", "anomalyclip"), ("exact", "streaming")
 FULL_PRESETS = ("paper", "full")
 FACTORS = ("state_words", "template", "class_names")
 T = TypeVar("T")
@@ -95,8 +95,8 @@ class Plan:
     """A benchmark: every method on every dataset with every seed.
 
     folder: that relative paths begin in. seeds: of training; methods that are not trained here run once.
-    auxiliary: the training set where nothing else is said. resolution: side at which metrics are computed, in
-    pixels, or "native". protocol, fpr_limit, strict_iou, score_rule: as in `run.results.Protocol`.
+    auxiliary: the training set where nothing else is said. resolution, protocol, score_rule, fpr_limit,
+    strict_iou, mode, limit: as in `run.evaluate.EvaluateOptions`.
     """
 
     title: str
@@ -107,10 +107,12 @@ class Plan:
     seeds: tuple[int, ...] = (0,)
     auxiliary: str = ""
     protocol: str = "exact"
-    resolution: int | str = "native"
+    resolution: int | str | None = None
     score_rule: str = "native"
     fpr_limit: float = 0.3
     strict_iou: bool = False
+    mode: str = "exact"
+    limit: int | None = None
     variations: tuple[Variation, ...] = ()
 
     def auxiliary_of(self, method: MethodPlan, dataset: DatasetPlan) -> str:
@@ -132,10 +134,12 @@ class _Head:
     seeds: tuple[int, ...] = (0,)
     auxiliary: str = ""
     protocol: str = "exact"
-    resolution: int | str = "native"
+    resolution: int | str | None = None
     score_rule: str = "native"
     fpr_limit: float = 0.3
     strict_iou: bool = False
+    mode: str = "exact"
+    limit: int | None = None
 
 
 def read_plan(path: Path) -> Plan:
@@ -176,31 +180,40 @@ def parse_plan(values: Mapping[str, Any], folder: Path, name: str = "benchmark")
 
 
 def with_roots(plan: Plan, given: Iterable[str]) -> tuple[Plan, dict[str, Path]]:
-    """The plan with `NAME=ROOT` texts in place, and the folders of training sets by name.
+    """The plan with the texts of --data in place, and the folders of training sets by name.
 
-    Roots in the plan are taken relative to its folder, those given relative to the working folder. A target's
-    folder also serves as the training set of that name. Raises BadOption for a text without `=` and for a name
-    that the plan does not have.
+    `NAME=ROOT` is the folder of one dataset; `ROOT` alone is where the others lie, each in a folder of its `root`
+    or name (default: the plan's folder, and only those with a `root`). A target's folder also serves as the
+    training set of that name. Raises UnknownName for a name that the plan does not have, BadOption for an empty
+    one.
     """
     roots: dict[str, Path] = {}
+    base: Path | None = None
     named = {d.name for d in plan.datasets} | {d.dataset for d in plan.datasets if d.dataset}
     named |= {plan.auxiliary_of(m, d) for m in plan.methods for d in plan.datasets} - {""}
     for text in given:
-        name, equals, root = text.partition("=")
-        if not equals or not name.strip() or not root.strip():
-            raise BadOption(f"--data {text!r}: expected NAME=ROOT, such as --data mvtec=data/mvtec_ad")
-        if name not in named:
+        name, equals, root = (part.strip() for part in text.partition("="))
+        if equals and not (name and root) or not text.strip():
+            raise BadOption(f"--data {text!r}: expected NAME=ROOT, such as mvtec=data/mvtec_ad, or a folder")
+        if not equals or Path(text).exists():
+            base = Path(text).expanduser()
+        elif name not in named:
             raise UnknownName("dataset of this plan", name, named)
-        roots[name] = Path(root).expanduser()
+        else:
+            roots[name] = Path(root).expanduser()
     datasets = []
     for target in plan.datasets:
         place = roots.get(target.name) or roots.get(target.dataset or "")
-        if place is None and target.root is not None:
-            place = plan.folder / Path(target.root).expanduser()
+        own = target.root or (None if base is None else target.name)
+        if place is None and own is not None:
+            place = (base or plan.folder) / Path(own).expanduser()
         datasets.append(replace(target, root=None if place is None else str(place)))
         if place is not None:
             for key in filter(None, (target.name, target.dataset)):
                 roots.setdefault(key, place)
+    if base is not None:
+        for name in named:
+            roots.setdefault(name, base / name)
     return replace(plan, datasets=tuple(datasets)), roots
 
 
@@ -236,6 +249,10 @@ def _check_head(head: _Head) -> None:
         head.score_rule in ("native", "max") or (rule == "topk" and count.isdecimal() and int(count) > 0)
     ):
         raise BadOption(f"score_rule is {head.score_rule!r}; expected native, max or topk:K")
+    if head.mode not in MODES:
+        raise UnknownName("mode", head.mode, MODES)
+    if head.limit is not None and head.limit < 1:
+        raise BadOption(f"limit is {head.limit}; expected at least 1 image of each class")
     if not 0 < head.fpr_limit <= 1:
         raise BadOption(f"fpr_limit is {head.fpr_limit}; expected a share above 0, up to 1")
 
