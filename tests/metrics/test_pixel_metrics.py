@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
+import multiprocessing
 import pickle
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from blemish.errors import BadImage, BadOption, UnknownName
-from blemish.metrics import MetricOptions, PixelMetrics, Value
+from blemish.metrics import ClassMetrics, MetricOptions, PixelMetrics, Value
 
 RANKED = ("pixel_auroc", "pixel_ap", "pixel_f1max", "pixel_iou", "pixel_aupro")
 
@@ -245,3 +247,67 @@ def test_curve_integrates_to_the_metrics() -> None:
         assert area == pytest.approx(values[name].value, abs=2e-3)
     with pytest.raises(ValueError, match="anomalous and normal"):
         PixelMetrics().curve()
+
+
+@settings(max_examples=30, deadline=None)
+@given(classes(), st.sampled_from(["exact", "streaming"]), st.sampled_from([2, 3, 17, 200]))
+def test_lines_for_drawing_run_from_corner_to_corner(
+    drawn: tuple[list[np.ndarray], list[np.ndarray]], mode: str, points: int
+) -> None:
+    metrics = ClassMetrics(MetricOptions(mode=mode))
+    for i, one in enumerate(zip(*drawn, strict=True)):
+        metrics.update(i % 2, 0.25 * i, *one)
+    lines = metrics.curves(points)
+    assert set(lines) == {"pixel_roc", "pixel_pro"} | ({"image_roc"} if len(drawn[0]) > 1 else set())
+    for x, y in lines.values():
+        assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1) and 2 <= len(x) == len(y) <= points
+        assert (np.diff(x) >= 0).all() and (np.diff(y) >= 0).all()
+    if points == 200:
+        values = metrics.compute(MetricOptions(mode=mode, fpr_limit=1.0))
+        for name, metric in (("pixel_roc", "pixel_auroc"), ("pixel_pro", "pixel_aupro")):
+            x, y = lines[name]
+            assert np.trapezoid(y, x) == pytest.approx(values[metric].value, abs=0.02)
+
+
+def test_lines_of_a_class_without_them() -> None:
+    metrics = ClassMetrics()
+    assert metrics.curves() == {}
+    metrics.update(1, 0.5, np.eye(3), np.ones((3, 3), bool))
+    assert metrics.curves() == {}
+    with pytest.raises(BadOption, match="points is 1"):
+        metrics.curves(1)
+
+
+def part_of(seed: int) -> PixelMetrics:
+    """One process's share of a class."""
+    rng = np.random.default_rng(seed)
+    maps = [rng.random((40, 50)).astype(np.float64 if seed == 2 else np.float32) - 0.3 for _ in range(3)]
+    return gathered(maps, [rng.random((40, 50)) < 0.1 for _ in range(3)])
+
+
+def test_processes_give_identical_results() -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        parts = pool.map(part_of, range(4))
+    total, alone = PixelMetrics(), PixelMetrics()
+    for seed in range(4):
+        total.merge(parts[3 - seed])
+        alone.merge(part_of(seed))
+    assert total.compute() == alone.compute()
+
+
+def test_every_width_and_layout_of_floats_is_read_without_rounding() -> None:
+    rng = np.random.default_rng(7)
+    half = rng.normal(size=(20, 30)).astype(np.float16)
+    mask = rng.random((20, 30)) < 0.2
+    expected = gathered([half.astype(np.float32)], [mask]).compute()
+    for dtype in (np.float16, ">f2", ">f4", ">f8", np.float64):
+        assert gathered([half.astype(dtype)], [mask]).compute() == expected
+    for scores in (np.asfortranarray(half.astype(np.float32)), np.repeat(half, 2, axis=1)[:, ::2]):
+        assert gathered([scores], [mask]).compute() == expected
+    turned = gathered([half.astype(np.float32).T], [np.ascontiguousarray(mask.T)]).compute()
+    assert turned == expected
+    coarse = torch.from_numpy(half.astype(np.float32)).to(torch.bfloat16)
+    assert gathered([coarse], [mask]).compute() == gathered([coarse.float().numpy()], [mask]).compute()
+    fine = rng.random((20, 30))
+    swapped = gathered([fine.astype(">f8")], [mask], mode="exact").compute()
+    assert swapped == gathered([fine], [mask]).compute()

@@ -11,6 +11,7 @@ from blemish.metrics.ranking import Groups
 from blemish.metrics.regions import Regions
 
 BLOCK = 16384  # anomalous pixels a step of the final pass takes: its work arrays stay in the cache
+SHORT_TIE = 8  # so many equal normal scores are passed one by one, which is faster than another search
 
 
 class SinglePixels:
@@ -198,7 +199,13 @@ def count_normal(normal: np.ndarray, high: int, distinct: np.ndarray) -> tuple[n
     part = normal[low:high]
     at_or_below = low + np.searchsorted(part, distinct, side="right")
     below = at_or_below.copy()
-    tied = np.flatnonzero(at_or_below > low)
-    tied = tied[normal[at_or_below[tied] - 1] == distinct[tied]]
-    below[tied] = low + np.searchsorted(part, distinct[tied], side="left")
+    tied = np.arange(len(distinct))
+    for _ in range(SHORT_TIE):
+        tied = tied[below[tied] > low]
+        tied = tied[normal[below[tied] - 1] == distinct[tied]]
+        if not tied.size:
+            break
+        below[tied] -= 1
+    else:
+        below[tied] = low + np.searchsorted(part, distinct[tied], side="left")
     return at_or_below, below, low

@@ -101,7 +101,7 @@ class PixelMetrics:
     def update(self, anomaly_map: np.ndarray, mask: np.ndarray, name: str | None = None) -> None:
         """Add one image with its mask; a normal image has an empty one.
 
-        anomaly_map: (H, W), finite, higher = more anomalous; float16 and integers are widened.
+        anomaly_map: (H, W), finite, higher = more anomalous; float16, bfloat16 and integers are widened.
         mask: (H, W), boolean, integer (non-zero = anomalous) or float (> 0.5 = anomalous).
         name: how errors call the image. Raises BadImage for anything else; nothing is added then.
         """
@@ -231,6 +231,8 @@ def as_scores(anomaly_map: np.ndarray, name: str) -> tuple[np.ndarray, float, fl
 
     Raises BadImage for other shapes and types, NaN and infinity.
     """
+    if str(getattr(anomaly_map, "dtype", "")) == "torch.bfloat16":  # a tensor that numpy cannot read
+        anomaly_map = anomaly_map.float()  # type: ignore[attr-defined]
     scores = np.asarray(anomaly_map)
     if scores.ndim != 2 or not scores.size:
         raise BadImage(f"map of {name} has shape {scores.shape}; expected (H, W) with at least one pixel")

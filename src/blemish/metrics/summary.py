@@ -10,7 +10,7 @@ import numpy as np
 
 from blemish.errors import BadOption
 from blemish.metrics.pixels import MetricOptions, PixelMetrics
-from blemish.metrics.ranking import NAN, ImageMetrics, Value
+from blemish.metrics.ranking import NAN, ImageMetrics, Value, thinned_line
 
 
 class ClassMetrics:
@@ -54,6 +54,24 @@ class ClassMetrics:
     def compute(self, options: MetricOptions | None = None) -> dict[str, Value]:
         """Every image and pixel metric by name."""
         return self.images.compute() | self.pixels.compute(options)
+
+    def curves(self, points: int = 200) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Lines for drawing: "image_roc", "pixel_roc" and "pixel_pro", those that are defined.
+
+        Each is (fpr, tpr or pro): at most `points` vertices from (0, 0) to (1, 1), both rising. Raises
+        BadOption for fewer than 2 points.
+        """
+        if points < 2:
+            raise BadOption(f"points is {points!r}; a curve needs 2 at least")
+        lines, steps = {}, max(1000, points)
+        if all(self.images.counts):
+            curve = self.images.curve(steps)
+            lines["image_roc"] = thinned_line(curve.fpr, curve.tpr, points)
+        if all(self.pixels.counts):
+            curve = self.pixels.curve(steps)
+            lines["pixel_roc"] = thinned_line(curve.fpr, curve.tpr, points)
+            lines["pixel_pro"] = thinned_line(curve.fpr, curve.pro, points)
+        return lines
 
 
 @dataclass(frozen=True)
