@@ -21,9 +21,9 @@ class Camera:
     """The settings of one shot, so that a scene and its twin without defect are seen alike.
 
     light: brightness factor (S, S). cast: colour factor (3, 1, 1), None for white. grey: no colour. sigma: blur as a
-    fraction of the side. motion: shift while the shutter was open, in pixels (down, right). sharpen: strength of the edge filter.
-    noise: deviation of the sensor noise; shot: share of it that grows with the light. gamma, contrast: tone curve.
-    quality: JPEG quality, None for no compression. seed: of the noise.
+    fraction of the side. motion: shift while the shutter was open, in pixels (down, right). sharpen: strength of the
+    edge filter. noise: deviation of the sensor noise; shot: share of it that grows with the light. gamma, contrast:
+    tone curve. quality: JPEG quality, None for no compression. seed: of the noise.
     """
 
     light: Field

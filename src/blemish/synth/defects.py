@@ -90,7 +90,7 @@ def scratch(rng: Rng, scene: Scene, image: Field, area: float) -> Change:
     """One to three thin, smooth, roughly parallel lines, sometimes with a bright lip."""
     size = image.shape[1]
     length = min(MAX_LINE, log_uniform(rng, 0.06, 0.9))
-    width = min(max(area / length, 0.5 / size), 0.02) * rng.uniform(0.5, 1.0)
+    width = min(max(area / length * log_uniform(rng, 0.1, 1.0), 0.6 / size), 0.016)
     points = curve(rng, spot(rng, scene), length, bend=abs(rng.normal(0, 0.7)), wobble=rng.uniform(0, 0.05))
     lines = []
     for _ in range(int(rng.choice([1, 1, 1, 2, 3]))):
@@ -284,7 +284,7 @@ def dent(rng: Rng, scene: Scene, image: Field, area: float) -> Change:
     shade = (slope * strength + rng.uniform(-0.3, 0.1) * abs(strength) * height) * scene.alpha
     if chance(rng, 0.3):
         shade = shade + abs(strength) * step(np.abs(slope - 0.5) - 0.1, 0.2) * height
-    return Change(image + shade, (height > 0.06) * scene.alpha, solid=True)
+    return Change(image + shade, (height > 0.01) * scene.alpha, solid=True)
 
 
 def lump(rng: Rng, scene: Scene, image: Field, area: float) -> Change:

@@ -83,7 +83,7 @@ def draw(
     families: which materials, shapes and defect types may appear, all by default. Raises ValueError for a size too
     small, or when none of the allowed defects fits any allowed material or shape.
     """
-    shot = _shoot(rng, size, defect, families or Families())
+    shot = shoot(rng, size, defect, families or Families())
     return _picture(rng, shot, develop(shot.lit, shot.camera))
 
 
@@ -91,11 +91,12 @@ def draw_pair(
     rng: Rng, size: int = 224, *, defect: bool | None = None, families: Families | None = None
 ) -> tuple[Picture, Pixels]:
     """As `draw`, with the same shot without the defect, uint8 (H, W, 3), beside it."""
-    shot = _shoot(rng, size, defect, families or Families())
+    shot = shoot(rng, size, defect, families or Families())
     return _picture(rng, shot, develop(shot.lit, shot.camera)), develop(shot.clean, shot.camera)
 
 
-def _shoot(rng: Rng, size: int, defect: bool | None, families: Families) -> Shot:
+def shoot(rng: Rng, size: int, defect: bool | None, families: Families) -> Shot:
+    """What `draw` and `draw_pair` show, before the camera adds noise and compression."""
     if size < MIN_SIZE:
         raise ValueError(f"size is {size}; generated pictures are at least {MIN_SIZE} pixels wide")
     wanted = chance(rng, 0.6) if defect is None else defect
@@ -225,7 +226,20 @@ def _damage(
         kept.append(name)
         if len(kept) == wanted:
             break
+    if len(kept) > 1:
+        mask = _still_seen(mask, lit - clean, camera)
     return lit, mask, tuple(kept)
+
+
+def _still_seen(mask: Mask, difference: Field, camera: Camera) -> Mask:
+    """The patches of a mask in which something differs: a later defect may have undone an earlier one by chance."""
+    amount = np.abs(soften(difference, camera)).max(axis=0)
+    patches, count = ndimage.label(mask, np.ones((3, 3)))
+    most = ndimage.maximum(amount, patches, np.arange(count + 1))
+    keep = np.asarray(most) >= FAINT
+    keep[0] = False
+    seen: Mask = keep[patches]
+    return seen if seen.any() else mask
 
 
 def visible(before: Field, after: Field, change: Change, rough: float, camera: Camera) -> Mask | None:
@@ -243,8 +257,10 @@ def visible(before: Field, after: Field, change: Change, rough: float, camera: C
     if box is None:
         return None
     amount = np.abs(soften(difference[(slice(None), *box)], camera)).max(axis=0)
-    amount, support = blur(amount, 0.7 / size, size), change.support[box]
-    threshold = max(0.6 * least, min(0.22 * float(amount.max()), 2 * least), 0.25 * rough)
+    support = change.support[box]
+    if not camera.sigma:  # a sensor's pixels are not perfectly sharp either
+        amount = blur(amount, 0.4 / size, size)
+    threshold = max(0.6 * least, min(0.25 * float(amount.max()), 2.5 * least), 0.25 * rough)
     near = ndimage.binary_dilation(support > 0.05, iterations=reach)
     spread = ndimage.uniform_filter(np.minimum(amount, 3 * threshold) * near, max(3, size // 56) | 1)
     found = ((amount > threshold) & near) | ((spread > threshold * 0.75) & (support > 0.25))
