@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +41,7 @@ from blemish.run.shots import draw_shots, load_shots, save_shots
 
 RUN_FILE, REPORT_FILE = "run.json", "report.html"
 TOGETHER = 5
+Ready = Sequence[tuple[Cell, Detector]]
 Progress = Callable[[int, int, str | None], None]
 log = logging.getLogger(__name__)
 
@@ -216,7 +217,7 @@ class _Benchmark:
                 self._keep(cell, Outcome(error=target.error))
             return
         for group in groups(pending, TOGETHER):
-            ready = {cell: detector for cell in group if (detector := self._load(cell)) is not None}
+            ready = [(cell, detector) for cell in group if (detector := self._load(cell)) is not None]
             if ready:
                 self._evaluate(target, ready)
         self._pictures(target)
@@ -240,7 +241,7 @@ class _Benchmark:
             self.detectors[cell.name] = detector
         return detector
 
-    def _evaluate(self, target: Target, ready: Mapping[Cell, Detector]) -> None:
+    def _evaluate(self, target: Target, ready: Ready) -> None:
         """Score a group in one pass; when that fails, every cell alone, so that one cannot take others along."""
         before = self.done_units
         try:
@@ -251,19 +252,19 @@ class _Benchmark:
             log.debug("evaluation failed", exc_info=True)
             self.done_units = before
             if len(ready) > 1:
-                for cell, detector in ready.items():
-                    self._evaluate(target, {cell: detector})
+                for pair in ready:
+                    self._evaluate(target, [pair])
             else:
-                for cell in ready:
+                for cell, _ in ready:
                     self._keep(cell, Outcome(error=cause(error)))
             return
         self.done_units = before
         for cell, outcome in outcomes:
             self._keep(cell, outcome)
 
-    def _pass_over(self, target: Target, ready: Mapping[Cell, Detector]) -> Iterator[tuple[Cell, Outcome]]:
+    def _pass_over(self, target: Target, ready: Ready) -> Iterator[tuple[Cell, Outcome]]:
         assert target.dataset is not None
-        cells = list(ready)
+        cells = [cell for cell, _ in ready]
         names = {} if cells[0].variation is None else cells[0].variation.class_names
         folder = self.out / "evaluations" / slug(target.plan.name, group_digest(cells))
         started, before = time.perf_counter(), self.done_units
@@ -273,7 +274,7 @@ class _Benchmark:
             self.done_units = before + units * done // max(total, 1)
             self._report(0, None if error is None else f"{target.plan.name}: {error}")
 
-        detectors = {cell.name: detector for cell, detector in ready.items()}
+        detectors = {cell.name: detector for cell, detector in ready}
         options = self._evaluate_options(target)
         words = {k: v for k, v in names.items() if k in target.dataset.classes}
         try:
