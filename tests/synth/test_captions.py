@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from blemish.synth import DEFECTS, MATERIALS, SHAPES, captions, draw, vocabulary_texts
+from blemish.synth import DEFECTS, MATERIALS, SHAPES, captions, draw, vocabulary_texts, wrong_captions
 from blemish.synth.captions import (
     ABNORMAL_STATES,
     DEFECT_WORDS,
@@ -13,6 +13,7 @@ from blemish.synth.captions import (
     MATERIAL_WORDS,
     NORMAL_STATES,
     SHAPE_WORDS,
+    extent,
     nouns_of,
     states_of,
 )
@@ -59,6 +60,40 @@ def test_the_plain_wordings_occur() -> None:
     assert any(f"a photo of a damaged {shape}" in abnormal for shape in nouns_of(bad.material, bad.shape))
     assert "a photo of an anomalous object" in abnormal
     assert "damaged object." in abnormal
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_wrong_captions_are_false_in_one_respect(seed: int) -> None:
+    picture = draw(rng(seed), 96)
+    texts = wrong_captions(picture, rng(seed, 1), 80)
+    assert len(texts) == 80 and len(set(texts)) > 40
+    assert texts == wrong_captions(picture, rng(seed, 1), 80)
+    states = [text.startswith("a damaged") for text in texts]
+    flipped = [state != (picture.defect_type is not None) for state in states]
+    assert 15 < sum(flipped) < 50
+    for text in (text for text, other_state in zip(texts, flipped, strict=True) if not other_state):
+        padded = f" {text} "
+        respects = [
+            (picture.colour,),
+            MATERIAL_WORDS[picture.material],
+            nouns_of(picture.material, picture.shape),
+            DEFECT_WORDS[picture.defect_type][0] if picture.defect_type else ("without", "in good condition"),
+        ]
+        true = [any(f" {word} " in padded for word in words) for words in respects]
+        assert sum(true) >= 2 and not all(true), text
+
+
+def test_size_and_place() -> None:
+    mask = np.zeros((90, 90), dtype=bool)
+    mask[2:5, 80:82] = True
+    assert extent(mask) == ("tiny", "at the top right")
+    mask[:] = False
+    mask[40:50, 40:50] = True
+    assert extent(mask) == ("small", "in the middle")
+    mask[35:55, 0:60] = True
+    assert extent(mask)[0] == "large"
+    picture = draw(rng(3), 96, defect=True)
+    assert any(extent(picture.mask)[1] in text for text in captions(picture, rng(4), 200))
 
 
 def test_captions_are_seeded() -> None:

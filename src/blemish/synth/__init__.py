@@ -7,7 +7,7 @@
 ((128, 128, 3), (128, 128), True)
 """
 
-from blemish.synth.captions import captions, vocabulary_texts
+from blemish.synth.captions import captions, vocabulary_texts, wrong_captions
 from blemish.synth.dataset import DatasetSummary, SynthOptions, write_dataset, write_pictures
 from blemish.synth.draw import Picture, draw, draw_pair
 from blemish.synth.families import DEFECTS, HELD_OUT, MATERIALS, SHAPES, TRAINING, Families
@@ -28,4 +28,5 @@ __all__ = [
     "vocabulary_texts",
     "write_dataset",
     "write_pictures",
+    "wrong_captions",
 ]

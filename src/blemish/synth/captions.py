@@ -161,6 +161,7 @@ _ABNORMAL = (
     "{state} {noun}", "{state} {thing}", "{noun} that has {defect}", "{thing}, {defect}",
     "{defect} on a {thing}",
 )  # fmt: skip
+_THIRDS = (("top", "", "bottom"), ("left", "", "right"))
 PRODUCTS = (
     "bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal nut", "pill", "screw",
     "tile", "toothbrush", "transistor", "wood", "zipper", "candle", "capsules", "cashew", "chewing gum",
@@ -256,6 +257,64 @@ def title(rng: np.random.Generator, material: str, shape: str, colour: str, defe
     return f"a damaged {thing} with {_one(_pick(rng, DEFECT_WORDS[defect][0]))}"
 
 
+def extent(mask: np.ndarray) -> tuple[str, str]:
+    """Words for the size and the place of what a mask (H, W) marks: ("tiny", "at the top left")."""
+    import numpy as np
+
+    share = float(mask.mean())
+    size = "tiny" if share < 0.002 else "small" if share < 0.02 else "" if share < 0.08 else "large"
+    rows, columns = np.nonzero(mask)
+    down = _THIRDS[0][min(2, int(3 * rows.mean() / mask.shape[0]))]
+    across = _THIRDS[1][min(2, int(3 * columns.mean() / mask.shape[1]))]
+    words = " ".join(word for word in (down, across) if word)
+    return size, f"at the {words}" if words else "in the middle"
+
+
+def _located(picture: Picture, rng: np.random.Generator) -> str:
+    """A caption that also says how large the defect is and where."""
+    assert picture.defect_type is not None
+    size, place = extent(picture.mask)
+    thing = f"{_pick(rng, MATERIAL_WORDS[picture.material])} {_pick(rng, nouns_of(picture.material, picture.shape))}"
+    named = _one(_pick(rng, DEFECT_WORDS[picture.defect_type][0]))
+    if size and named.startswith(("a ", "an ")):
+        named = f"{_article(size)} {size} {named.split(' ', 1)[1]}"
+    elif size:
+        named = f"{size} {named}"
+    return (
+        f"{thing} with {named} {place}"
+        if rng.random() < 0.6
+        else f"{named} {place} of {_article(thing)} {thing}"
+    )
+
+
+def wrong_captions(picture: Picture, rng: np.random.Generator, n: int) -> list[str]:
+    """n captions that are false of the picture, each in one respect: state, defect, material, shape or colour.
+
+    They are close to true ones, as hard negatives of an image-text contrast need to be.
+    """
+    found: list[str] = []
+    while len(found) < n:
+        material, shape, colour, defect = picture.material, picture.shape, picture.colour, picture.defect_type
+        kind = rng.random()
+        if kind < 0.4:
+            defect = _pick(rng, tuple(DEFECT_WORDS)) if defect is None else None
+        elif kind < 0.6 and defect is not None:
+            shared = set(DEFECT_WORDS[defect][0])
+            defect = _pick(
+                rng, [name for name, (words, _) in DEFECT_WORDS.items() if not shared & set(words)]
+            )
+        elif kind < 0.75:
+            shared = set(MATERIAL_WORDS[material])
+            material = _pick(rng, [name for name, words in MATERIAL_WORDS.items() if not shared & set(words)])
+        elif kind < 0.88:
+            shared = set(nouns_of(material, shape))
+            shape = _pick(rng, [name for name in SHAPE_WORDS if not shared & set(nouns_of(material, name))])
+        else:
+            colour = _pick(rng, [name for name in COLOURS if name != colour])
+        found.append(title(rng, material, shape, colour, defect))
+    return found
+
+
 def captions(picture: Picture, rng: np.random.Generator, n: int) -> list[str]:
     """n varied captions of a picture: its material, colour, shape, state and defect in changing words and order.
 
@@ -268,6 +327,8 @@ def captions(picture: Picture, rng: np.random.Generator, n: int) -> list[str]:
         kind = rng.random()
         if kind < 0.25:
             found.append(_pick(rng, fixed))
+        elif kind < 0.32 and not normal:
+            found.append(_located(picture, rng))
         elif kind < 0.4:
             found.append(title(rng, picture.material, picture.shape, picture.colour, picture.defect_type))
         else:
@@ -296,6 +357,11 @@ def vocabulary_texts() -> list[str]:
             for kind in kinds:
                 view = _VIEWS[(index + turn + len(kind)) % len(_VIEWS)]
                 texts.append(view.format(f"{_article(noun)} {noun} with {_one(kind)}"))
+    places = [f"{down} {across}".strip() for down in _THIRDS[0] for across in _THIRDS[1]]
+    for turn, (kinds, _) in enumerate(DEFECT_WORDS.values()):
+        for kind in kinds:
+            place = places[turn % len(places)] or "middle"
+            texts += [f"{size} {kind} at the {place} in the middle" for size in ("tiny", "small", "large")]
     for turn, colour in enumerate(COLOURS):
         for materials in MATERIAL_WORDS.values():
             for material in materials:
