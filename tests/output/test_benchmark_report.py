@@ -29,7 +29,7 @@ def test_figures_published_ones_and_failures_are_there(tmp_path: Path) -> None:
 def test_every_place_of_the_contents_exists(tmp_path: Path) -> None:
     text = written(tmp_path)
     places = re.findall(r'href="#([\w-]+)"', text)
-    assert len(places) == 7 and all(text.count(f'id="{place}"') == 1 for place in places)
+    assert len(places) == 8 and all(text.count(f'id="{place}"') == 1 for place in places)
 
 
 def test_every_class_has_its_charts_and_pictures(tmp_path: Path) -> None:

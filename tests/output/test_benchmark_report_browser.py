@@ -27,7 +27,7 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
             page.value("document.querySelectorAll('details').forEach(d => d.open = true)")
             page.value("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
             page.value("Promise.all([...document.images].map(i => i.decode()))")
-            assert page.value("document.querySelectorAll('table').length") == 11
+            assert page.value("document.querySelectorAll('table').length") == 12
             assert page.value("document.images.length") == 4 * (1 + len(LABELS)) + 3
             assert page.value(BROKEN) == 0
             assert page.value("document.querySelectorAll('svg.chart').length") == 16

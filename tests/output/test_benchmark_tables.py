@@ -44,13 +44,13 @@ def test_the_mean_over_datasets_misses_none() -> None:
 def test_markdown_has_every_figure_and_every_failure(tmp_path: Path) -> None:
     write_markdown(tmp_path / "t.md", board())
     text = (tmp_path / "t.md").read_text(encoding="utf-8")
-    assert "| vcp\\_clip | visa | 92.3 (92.1, +0.2) | <u>82.3</u> (90.0, −7.7\\*) |" in text
+    assert "| vcp\\_clip | 92.3 (92.1, +0.2) | <u>82.3</u> (90.0, −7.7\\*) |" in text
     assert "**95.1**" in text and "<u>93.4 ± 0.4</u>" in text
     assert "checkpoint b\\_1.pth: no such file" in text and "lost failed: no folder" in text
     assert (
         "at 224 instead of 518 px" in text and "no zero-shot result" in text and "not for diagnosis" in text
     )
-    assert "Pixel AP: no masks" in text and "ours &lt;&amp;>" in text
+    assert "No Pixel AP: no masks." in text and "ours &lt;&amp;>" in text
     assert re.search(r"gen\\_clip, mvtec \| Image AUROC \| 95.0 \| 93.0 \| 91.0 \| 95.0 \| 2.00 \| 3", text)
     for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1, block

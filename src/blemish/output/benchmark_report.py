@@ -17,6 +17,7 @@ from blemish.output.benchmark_tables import (
     class_tables,
     class_value,
     dataset_table,
+    methods_table,
     overview,
     spread_tables,
 )
@@ -83,7 +84,7 @@ def _data(kind: str, content: bytes) -> str:
 def _cell(cell: Cell) -> str:
     text = escape(cell.text)
     text = f"<b>{text}</b>" if cell.rank == 1 else f"<u>{text}</u>" if cell.rank == 2 else text
-    kind = ' class="failed"' if cell.text == "failed" else ""
+    kind = ' class="failed"' if cell.text == "failed" else ' class="text"' if cell.words else ""
     return f"<td{kind}>{text}" + (f"<small>{escape(cell.beside)}</small>" if cell.beside else "") + "</td>"
 
 
@@ -127,8 +128,8 @@ class _Page:
         return iter(parts[name]())
 
     def about(self) -> Iterator[str]:
-        if self.board.about.strip():
-            yield f'<p class="about">{escape(self.board.about.strip())}</p>'
+        for paragraph in self.board.about.strip().split("\n\n") if self.board.about.strip() else ():
+            yield f'<p class="about">{escape(" ".join(paragraph.split()))}</p>'
 
     def stats(self) -> Iterator[str]:
         entries = [entry for dataset in self.board.datasets for entry in dataset.entries]
@@ -145,7 +146,12 @@ class _Page:
         places = {"overview": "Overview"} if self._overviews() else {}
         places |= {_anchor(i): d.name for i, d in enumerate(self.board.datasets)}
         places |= {"robustness": "Robustness"} if self.board.spreads else {}
-        for anchor, name in {**places, "speed": "Speed and memory", "settings": "Settings"}.items():
+        for anchor, name in {
+            **places,
+            "speed": "Speed and memory",
+            "methods": "Methods",
+            "settings": "Settings",
+        }.items():
             yield f'<li><a href="#{anchor}">{escape(name)}</a></li>'
 
     def _overviews(self) -> list[Table]:
@@ -262,7 +268,9 @@ class _Page:
             "Milliseconds an image, without reading files and without metrics; images a second as if the method "
             "ran alone. Memory is of the whole process and shared by methods that were evaluated together.",
         )
-        yield from _table(Table("Seconds and memory", heads, tuple(rows), notes))
+        yield from _table(Table("Speed and memory by dataset", heads, tuple(rows), notes))
+        yield '</div></section><section id="methods"><h2>Methods</h2><div class="panel">'
+        yield from _table(methods_table(self.board))
         yield "</div></section>"
 
 

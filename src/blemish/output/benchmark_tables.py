@@ -37,11 +37,15 @@ TEX_SPECIAL = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One place of a table. rank: 1 best, 2 second, 0 neither. beside: what is printed small after the figure."""
+    """One place of a table. rank: 1 best, 2 second, 0 neither. beside: what is printed small after the figure.
+
+    words: no figure but text, which may be long.
+    """
 
     text: str
     rank: int = 0
     beside: str = ""
+    words: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def tables(board: Scoreboard) -> list[Table]:
     for dataset in board.datasets:
         found.append(dataset_table(dataset, board.metrics()))
         found += class_tables(dataset)
-    return found + spread_tables(board)
+    return [*found, *spread_tables(board), methods_table(board)]
 
 
 def overview(board: Scoreboard, metric: str) -> Table | None:
@@ -109,17 +113,32 @@ def dataset_table(dataset: DatasetScores, metrics: Sequence[str]) -> Table:
     ranked = {
         m: ranks({e.label: e.mean[m].value if m in e.mean else None for e in dataset.entries}) for m in shown
     }
+    trained = dict.fromkeys(entry.auxiliary or "–" for entry in dataset.entries)
+    alike = len(trained) < 2
     rows = [
         (
             Cell(entry.label),
-            Cell(entry.auxiliary or "–"),
+            *([] if alike else [Cell(entry.auxiliary or "–", words=True)]),
             *(figure(entry, m, ranked[m].get(entry.label, 0)) for m in shown),
         )
         for entry in dataset.entries
     ]
-    heads = ("Method", "Trained on", *(METRIC_TITLES[m] for m in shown))
+    heads = ("Method", *([] if alike else ["Trained on"]), *(METRIC_TITLES[m] for m in shown))
     title = f"{dataset.name}: mean over {_classes(len(dataset.counts))} (%)"
-    return Table(title, heads, tuple(rows), tuple(notes_of(dataset)))
+    notes = [f"Trained on {name}." for name in trained if alike and name != "–"]
+    return Table(title, heads, tuple(rows), (*notes, *notes_of(dataset)))
+
+
+def methods_table(board: Scoreboard) -> Table:
+    """What stands behind each label: backbone, input, checkpoint, options."""
+    entries = [e for d in board.datasets for e in d.entries]
+    keys = tuple(dict.fromkeys(key for e in entries for key in e.facts))
+    rows = []
+    for label in board.labels:
+        own = [e.facts for e in entries if e.label == label and e.facts]
+        values = (", ".join(dict.fromkeys(facts.get(key, "–") for facts in own)) or "–" for key in keys)
+        rows.append((Cell(label), *(Cell(value, words=True) for value in values)))
+    return Table("Methods", ("Label", *keys), tuple(rows))
 
 
 def _classes(count: int) -> str:
@@ -136,14 +155,13 @@ def notes_of(dataset: DatasetScores) -> Iterator[str]:
     differs = dict.fromkeys(d for e in dataset.entries for p in e.published.values() for d in p.differs)
     if differs:
         yield f"* measured otherwise than published: {'; '.join(differs)}."
-    reasons = dict.fromkeys(
-        f"{METRIC_TITLES[name]}: {m.reason}"
-        for e in dataset.entries
-        for name, m in e.mean.items()
-        if name in METRIC_TITLES and m.value is None and m.reason
-    )
-    if reasons:
-        yield f"Without a value – {'; '.join(reasons)}."
+    reasons: dict[str, dict[str, None]] = {}
+    for entry in dataset.entries:
+        for name, m in entry.mean.items():
+            if name in METRIC_TITLES and m.value is None and m.reason:
+                reasons.setdefault(m.reason, {})[METRIC_TITLES[name]] = None
+    for reason, names in reasons.items():
+        yield f"No {', '.join(names)}: {reason}."
     for entry in dataset.entries:
         yield from (f"{entry.label} failed: {error}" for error in entry.errors if error != dataset.error)
         if entry.failed_images:

@@ -8,7 +8,7 @@ from html import escape
 from blemish.output.scoreboard import Points
 
 SERIES = 8
-WIDTH, LEFT, RIGHT, TOP = 560, 38, 8, 8
+WIDTH, LEFT, RIGHT, TOP = 360, 38, 8, 8
 
 
 def _number(value: float) -> str:

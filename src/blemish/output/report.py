@@ -326,5 +326,7 @@ def _links(row: Mapping[str, Any]) -> str:
     """Links to the files saved for an image, relative to the page."""
     files = row.get("files") or {}
     return " ".join(
-        f'<a href="{escape(quote(str(files[kind])))}">{kind}</a>' for kind in KINDS if kind in files
+        f'<a href="{escape(quote(str(files[kind])))}">{kind.replace("_", " ")}</a>'
+        for kind in KINDS
+        if kind in files
     )

@@ -18,7 +18,7 @@ from blemish.errors import BadImage
 from blemish.files import cannot_write, make_folder, write_whole
 from blemish.types import Result
 
-KINDS = ("overlay", "mask", "map")
+KINDS = ("overlay", "mask", "map", "attention", "attention_data")
 CSV_COLUMNS = (
     *("path", "score", "threshold", "is_anomalous", "width", "height", "map_max"),
     *KINDS,
@@ -58,11 +58,16 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
     write_whole(path, lambda file: picture.save(file, format="PNG"))
 
 
+def write_attention(path: Path, attention: np.ndarray) -> None:
+    """Attention maps (layers, heads, 2, rows, columns) as float32 .npy. Raises OutputError."""
+    values = np.ascontiguousarray(attention, dtype=np.float32)
+    write_whole(path, lambda file: np.save(file, values, allow_pickle=False))
+
+
 def record(result: Result, path: str | Path, files: Mapping[str, str | Path] | None = None) -> dict[str, Any]:
     """The line of predictions.jsonl for one image.
 
-    path: the image as the user named it. files: kind ("overlay", "mask", "map") -> path below the output
-    folder.
+    path: the image as the user named it. files: kind, of `KINDS` -> path below the output folder.
     """
     width, height = result.size
     return {
