@@ -122,7 +122,7 @@ def test_paths_that_no_longer_exist_are_found_by_their_longest_tail(prefix: str,
     path = f"{prefix}brain/test/bad/1.png"
     put_meta(tmp_path / "meta.json", {"brain": [entry(path, prefix, "brain", 1)]})
     sample = open_dataset(tmp_path).samples[0]
-    assert sample.image == tmp_path / "brain/test/bad/1.png"
+    assert sample.image == tmp_path / "brain/test/bad/1.png" and sample.mask is None
 
 
 def test_an_absolute_path_that_exists_is_taken(tmp_path: Path) -> None:

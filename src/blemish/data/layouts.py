@@ -9,7 +9,7 @@ from pathlib import Path
 
 from blemish.data import metafile, readers_generic, readers_industrial, readers_medical
 from blemish.data.catalog import CATALOG, CatalogEntry, find_entry
-from blemish.data.reading import Problem, Reading, WrongLayout, subfolders
+from blemish.data.reading import Problem, Reading, WrongLayout, remembered_listings, subfolders
 from blemish.errors import BadDataset, BadOption, UnknownName
 from blemish.files import printable_name
 from blemish.types import Sample
@@ -158,7 +158,8 @@ def open_dataset(root: Path, dataset: str | None = None, split: str = "test") ->
     if name and name not in CATALOG and name not in LAYOUTS:
         raise UnknownName("dataset", name, (*CATALOG, *(n for n, row in LAYOUTS.items() if not row.dataset)))
     try:
-        return _open(root, name, variant, split)
+        with remembered_listings():
+            return _open(root, name, variant, split)
     except OSError as error:
         cause = (error.strerror or str(error)).lower()
         raise BadDataset(f"{printable_name(error.filename or root)}: {cause}") from error

@@ -30,13 +30,14 @@ class PathFinder:
     """Turns the paths written in a list into files.
 
     base: the folder they are relative to. absolute, moved: how many were absolute, and how many of all were found
-    by a tail of theirs. escaping: those refused because `..` leads out of `base`.
+    by a tail of theirs. escaping: those refused because `..` leads out of `base`. known: folders looked up before.
     """
 
     base: Path
     absolute: int = 0
     moved: int = 0
     escaping: list[str] = field(default_factory=list)
+    known: dict[PurePosixPath, tuple[Path, ...]] = field(default_factory=dict)
 
     def find(self, text: str) -> Path | None:
         """The file (it may not exist), or None when the path leads out of the base.
@@ -48,25 +49,26 @@ class PathFinder:
         drive = pure.parts[0].endswith(":") if pure.parts else False
         if pure.is_absolute() or drive:
             self.absolute += 1
-            if (path := Path(pure)).exists():
-                return path
         elif _leaves(pure):
             self.escaping.append(text)
             return None
-        elif (path := self.base / pure).exists():
-            return path
-        tail = self._tail(pure)
-        if tail is not None:
-            self.moved += 1
-            return tail
-        return Path(pure) if pure.is_absolute() else self.base / pure
-
-    def _tail(self, pure: PurePosixPath) -> Path | None:
-        for start in range(1, len(pure.parts)):
-            rest = PurePosixPath(*pure.parts[start:])
-            if not _leaves(rest) and (path := self.base / rest).is_file():
+        as_written = Path(pure) if pure.is_absolute() else self.base / pure
+        for home in self._homes(pure.parent):
+            path = home / pure.name
+            if path.exists():
+                self.moved += path != as_written
                 return path
-        return None
+        return as_written
+
+    def _homes(self, parent: PurePosixPath) -> tuple[Path, ...]:
+        """Folders where files of a written folder may be: itself, then those by its tails, longest first."""
+        if parent not in self.known:
+            tails = [PurePosixPath(*parent.parts[start:]) for start in range(len(parent.parts) + 1)]
+            homes = [self.base / tail for tail in tails if not _leaves(tail) and not tail.is_absolute()]
+            if parent.is_absolute():
+                homes.insert(0, Path(parent))
+            self.known[parent] = tuple(home for home in homes if home.is_dir())
+        return self.known[parent]
 
 
 def _leaves(path: PurePosixPath) -> bool:
@@ -153,7 +155,7 @@ def read_listing(
     """
     finder = PathFinder(path.parent if base is None else base)
     name = printable_name(path.name)
-    present = empty = 0
+    present, empty = False, 0
     for place, row in rows(path):
         split = str(row.get("split") or "test").strip().casefold()
         if not row.get("image"):
@@ -167,7 +169,7 @@ def read_listing(
         if image is not None:
             label = _label(row.get("label"), f"{name}, {place}")
             mask = None if label == 0 else _mask(finder, row.get("mask"))
-            present += image.is_file()
+            present = present or image.is_file()
             reading.add(
                 image,
                 label,
@@ -217,8 +219,8 @@ def _mask(finder: PathFinder, value: Any) -> Path | None:
     if not isinstance(value, str) or not value.strip():
         return None
     path = finder.find(value)
-    # The scripts write the root itself where there is no mask
-    return None if path is None or path.is_dir() else path
+    # The scripts write the root itself where there is no mask, perhaps one that is no longer there
+    return None if path is None or not path.suffix or path.is_dir() else path
 
 
 def _text(path: Path) -> str:

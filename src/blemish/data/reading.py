@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,14 +107,53 @@ class Reading:
         return printable_name(path.relative_to(base) if path.is_relative_to(base) else path)
 
 
+@dataclass(frozen=True)
+class _Listing:
+    folders: tuple[Path, ...] = ()
+    files: tuple[Path, ...] = ()
+
+
+_listings: ContextVar[dict[Path, _Listing] | None] = ContextVar("listings", default=None)
+
+
+@contextlib.contextmanager
+def remembered_listings() -> Iterator[None]:
+    """Inside, each folder is listed once: recognising a layout looks into the same folders many times."""
+    token = _listings.set({})
+    try:
+        yield
+    finally:
+        _listings.reset(token)
+
+
+def _listing(folder: Path) -> _Listing:
+    """What a folder holds, in natural order, hidden names left out; nothing when it cannot be read."""
+    known = _listings.get()
+    if known is not None and folder in known:
+        return known[folder]
+    try:
+        with os.scandir(folder) as entries:
+            found = [(natural_key(Path(e.name)), e.is_dir(), e.name) for e in entries if e.name[0] != "."]
+    except OSError:
+        found = []
+    found.sort()
+    listing = _Listing(
+        tuple(folder / name for _, is_folder, name in found if is_folder),
+        tuple(folder / name for _, is_folder, name in found if not is_folder),
+    )
+    if known is not None:
+        known[folder] = listing
+    return listing
+
+
 def subfolders(folder: Path) -> list[Path]:
     """Folders in a folder, in natural order, hidden ones left out; empty when it cannot be read."""
-    return [p for p in _entries(folder) if p.is_dir()]
+    return list(_listing(folder).folders)
 
 
 def pictures(folder: Path, endings: Sequence[str] = IMAGE_ENDINGS) -> list[Path]:
     """Files of the given endings directly in a folder, in natural order, hidden ones left out."""
-    return [p for p in _entries(folder) if p.suffix.lower() in endings and not p.is_dir()]
+    return [p for p in _listing(folder).files if p.suffix.lower() in endings]
 
 
 def pictures_below(folder: Path) -> list[Path]:
@@ -123,17 +165,14 @@ def pictures_below(folder: Path) -> list[Path]:
     return found
 
 
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=natural_key)
-    except OSError:
-        return []
-
-
 def child(folder: Path, *names: str) -> Path | None:
     """The entry of a folder that has one of these names, without regard to case; earlier names first."""
-    present = {p.name.casefold(): p for p in reversed(_entries(folder))}
-    return next((present[n.casefold()] for n in names if n.casefold() in present), None)
+    listing = _listing(folder)
+    wanted = [name.casefold() for name in names]
+    present = {
+        p.name.casefold(): p for p in (*listing.files, *listing.folders) if p.name.casefold() in wanted
+    }
+    return next((present[name] for name in wanted if name in present), None)
 
 
 def is_normal_name(name: str) -> bool:
@@ -153,18 +192,20 @@ def pair_by_stem(images: Sequence[Path], masks: Sequence[Path]) -> tuple[dict[Pa
         by_stem.setdefault(mask.stem.casefold(), []).append(mask)
     pairs: dict[Path, Path] = {}
     used: set[Path] = set()
+    waiting = [(image, image.stem.casefold()) for image in images]
     for mark in MASK_MARKS:
-        for image in sorted(images, key=lambda p: not _same_ending(p, by_stem.get(p.stem.casefold() + mark))):
-            if image not in pairs:
-                fitting = [m for m in by_stem.get(image.stem.casefold() + mark, ()) if m not in used]
-                if fitting:
-                    pairs[image] = fitting[0]
-                    used.add(fitting[0])
+        chances = [(image, stem, by_stem[stem + mark]) for image, stem in waiting if stem + mark in by_stem]
+        for image, _, fitting in sorted(chances, key=lambda chance: not _same_ending(chance[0], chance[2])):
+            free = [mask for mask in fitting if mask not in used]
+            if free:
+                pairs[image] = free[0]
+                used.add(free[0])
+        waiting = [(image, stem) for image, stem in waiting if image not in pairs]
     return pairs, [mask for mask in masks if mask not in used]
 
 
-def _same_ending(image: Path, masks: Sequence[Path] | None) -> bool:
-    return any(image.suffix.casefold() == mask.suffix.casefold() for mask in masks or ())
+def _same_ending(image: Path, masks: Sequence[Path]) -> bool:
+    return any(image.suffix.casefold() == mask.suffix.casefold() for mask in masks)
 
 
 def no_pictures(root: Path, looked_for: str) -> BadDataset:
