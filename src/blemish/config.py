@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from blemish.errors import BadOption, UnknownName
 
-SAVED_KINDS = ("overlay", "mask", "map")
+SAVED_KINDS = ("overlay", "mask", "map", "attention")
 T = TypeVar("T")
 _BARE_WORD = re.compile(r"[A-Za-z_][\w.:/+-]*")
 _NONE = ("none", "null")
@@ -27,8 +27,8 @@ class PredictOptions:
 
     method, backbone, checkpoint, device, precision, image_size, threads, tile, overlap, class_name, threshold
     and pixel_threshold are those of `blemish.load`. out: the folder that receives the results. save: pictures
-    to write besides the tables, of "overlay", "mask", "map". batch_size: images that go through the network
-    together. seed: of every random number. limit: how many images at most.
+    to write besides the tables, of "overlay", "mask", "map", "attention". batch_size: images that go through
+    the network together. seed: of every random number. limit: how many images at most.
     """
 
     method: str | None = None

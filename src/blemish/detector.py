@@ -20,7 +20,7 @@ from blemish.data.transforms import Box, TileBlender, map_to_size, preprocess, t
 from blemish.device import precision_name
 from blemish.errors import BadImage, BadOption
 from blemish.pipeline import ordered_map
-from blemish.types import Method, Result
+from blemish.types import Attends, Method, Result
 
 if TYPE_CHECKING:
     from blemish.clip.model import CLIP
@@ -47,11 +47,15 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Raw:
-    """What the network said about one picture. map: float32, network size (own size when tiled)."""
+    """What the network said about one picture. map: float32, network size (own size when tiled).
+
+    attention: float32 (layers, heads, 2, rows, columns) where it was asked for; see `blemish.types.Attends`.
+    """
 
     map: np.ndarray
     score: float
     seconds: float
+    attention: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -199,19 +203,20 @@ class Detector:
             return Prepared(pixels, (height, width), None, boxes, path)
         return Prepared(pixels, (height, width), self._network_input(pixels), (), path)
 
-    def infer(self, batch: Sequence[Prepared], tile_batch: int = 8) -> list[Raw]:
+    def infer(self, batch: Sequence[Prepared], tile_batch: int = 8, attention: bool = False) -> list[Raw]:
         """Run the network: whole pictures in one batch, tiled ones `tile_batch` tiles at a time.
 
         A tiled picture's map is blended from its tiles', its score is the largest of its tiles' scores.
+        attention: whole pictures get their attention maps too; the method must have them.
         """
         raw: dict[int, Raw] = {}
         whole = [i for i, prepared in enumerate(batch) if prepared.pixels is not None]
         if whole:
             started = time.perf_counter()
             inputs = np.stack([p for i in whole if (p := batch[i].pixels) is not None])
-            maps, scores = self._forward(inputs)
+            maps, scores, looks = self._forward(inputs, attention)
             share = (time.perf_counter() - started) / len(whole)
-            raw = {i: Raw(maps[n], float(scores[n]), share) for n, i in enumerate(whole)}
+            raw = {i: Raw(maps[n], float(scores[n]), share, looks[n]) for n, i in enumerate(whole)}
         for i, prepared in enumerate(batch):
             if prepared.pixels is None:
                 raw[i] = self._infer_tiles(prepared, tile_batch)
@@ -249,20 +254,25 @@ class Detector:
         for first in range(0, len(prepared.boxes), tile_batch):
             boxes = prepared.boxes[first : first + tile_batch]
             cuts = [prepared.image[y0:y1, x0:x1] for x0, y0, x1, y1 in boxes]
-            maps, scores = self._forward(np.stack([self._network_input(cut) for cut in cuts]))
+            maps, scores, _ = self._forward(np.stack([self._network_input(cut) for cut in cuts]))
             for box, cut, tile_map in zip(boxes, cuts, maps, strict=True):
                 blender.add(box, map_to_size(tile_map, (cut.shape[0], cut.shape[1])))
             best.extend(scores.tolist())
         return Raw(blender.result(), float(np.max(best)), time.perf_counter() - started)
 
     @torch.inference_mode()
-    def _forward(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """float32 (B, 3, S, S) -> float32 maps (B, S, S) and scores (B,)."""
+    def _forward(
+        self, inputs: np.ndarray, attention: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, Sequence[np.ndarray | None]]:
+        """float32 (B, 3, S, S) -> float32 maps (B, S, S), scores (B,), and B attention maps where asked for."""
         images = torch.from_numpy(inputs).to(self.device)
         features = self.clip.encode_image(images, self.method.needs)
         name = self.setup.class_name
         prediction = self.method(features, None if name is None else [name] * len(inputs))
-        return prediction.map.float().cpu().numpy(), prediction.score.float().cpu().numpy()
+        looks: Sequence[np.ndarray | None] = [None] * len(inputs)
+        if attention:
+            looks = list(cast("Attends", self.method).attention_maps(features).float().cpu().numpy())
+        return prediction.map.float().cpu().numpy(), prediction.score.float().cpu().numpy(), looks
 
 
 def check_image_size(size: int, patch_size: int) -> None:

@@ -141,8 +141,11 @@ class Method(Protocol):
 class Attends(Protocol):
     """Methods whose texts attend to an image's patches: an optional ability, for explanations.
 
-    attention_heads: heads of that attention; 0 where the method's options leave it out.
+    attention_heads: heads of that attention; 0 where the method's options leave it out. blocks: the image
+    tower's block of each layer.
     """
+
+    blocks: tuple[int, ...]
 
     @property
     def attention_heads(self) -> int: ...

@@ -14,7 +14,7 @@ from small_clip import CONFIG, SIZE, encode, make, make_clip, pick, target
 from blemish.clip.config import CLIPConfig
 from blemish.clip.model import CLIP
 from blemish.methods import METHODS, build, method_class, presets
-from blemish.types import Method, Prediction, Target
+from blemish.types import Attends, Method, Prediction, Target
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in METHODS),
@@ -208,6 +208,21 @@ def test_details_that_every_method_gives(clip: CLIP, variant) -> None:
     learned = [name for name, p in method.named_parameters() if p.ndim == 0 and p.requires_grad]
     assert all(isinstance(value, float) for value in scalars.values())
     assert bool(scalars) or not learned, "learned scalars belong in the log"
+
+
+@each
+@torch.no_grad()
+def test_attention_maps_where_there_are_any(clip: CLIP, variant) -> None:
+    method = make(clip, variant)
+    assert isinstance(method, Attends) == (variant[0] in ("vcp_clip", "vcp_clip_plus", "vip2_clip"))
+    if not isinstance(method, Attends) or not method.attention_heads:
+        return
+    features = encode(clip, method, 3)
+    maps = method.attention_maps(features)
+    assert maps.shape == (3, len(method.blocks), method.attention_heads, 2, *features.grid)
+    torch.testing.assert_close(maps.sum(dim=(-2, -1)), torch.ones(maps.shape[:4]))
+    torch.testing.assert_close(method.attention_maps(pick(features, [2])), maps[2:], atol=1e-6, rtol=0)
+    assert (maps[0] - maps[1]).abs().max() > 1e-6
 
 
 RECIPES = {

@@ -165,7 +165,7 @@ def test_csv_has_the_same_values_without_regions(tmp_path: Path) -> None:
     assert rows[0] == {
         **{"path": name, "score": "0.75", "threshold": "0.5", "is_anomalous": "true", "width": "20"},
         **{"height": "12", "map_max": "0.9", "overlay": "overlays/a.png", "mask": "", "map": "maps/a.tiff"},
-        **{"seconds": "0.25", "error": ""},
+        **{"attention": "", "attention_data": "", "seconds": "0.25", "error": ""},
     }
     assert rows[1]["threshold"] == rows[1]["is_anomalous"] == ""
     assert {k: v for k, v in rows[2].items() if v} == {"path": "c.png", "error": "cut short"}

@@ -27,6 +27,10 @@ def test_equals_plain_attention(scale: float) -> None:
     expected = F.normalize(attention.out(attended.transpose(1, 2).flatten(2)), dim=-1)
     got = attention(text, patches)
     torch.testing.assert_close(got, expected)
+    scores = split(attention.query(text)) @ split(attention.key(patches)).transpose(-1, -2)
+    maps = attention.maps(text, patches, (5, 7))
+    assert maps.shape == (3, 4, 2, 5, 7) and maps.dtype == torch.float32
+    torch.testing.assert_close(maps.flatten(3), (scale * scores).softmax(dim=-1).float())
     weights = torch.randn_like(got)
     wanted = torch.autograd.grad((expected * weights).sum(), list(attention.parameters()))
     found = torch.autograd.grad((got * weights).sum(), list(attention.parameters()))

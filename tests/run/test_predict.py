@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 import blemish
-from blemish.data.images import find_images
+from blemish.data.images import find_images, read_image
 from blemish.detector import Detector
 from blemish.errors import BadOption, OutputError, UnknownName
+from blemish.output.attention import attention_sheet
 from blemish.output.tables import read_map
 from blemish.run.predict import RunSummary, predict_folder
 
@@ -101,10 +102,10 @@ def test_failures_are_recorded_and_the_rest_goes_on(
     real = detector._forward
     shape = np.asarray(detector.prepare(nan).pixels)
 
-    def forward(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        maps, scores = real(inputs)
+    def forward(inputs: np.ndarray, *options: Any) -> Any:
+        maps, *rest = real(inputs, *options)
         spoiled = np.isclose(inputs, shape).all(axis=(1, 2, 3))
-        return np.where(spoiled[:, None, None], np.nan, maps), scores
+        return np.where(spoiled[:, None, None], np.nan, maps), *rest
 
     monkeypatch.setattr(detector, "_forward", forward)
     out, seen = tmp_path / "out", []
@@ -267,12 +268,12 @@ def test_interruption_leaves_whole_lines(
     paths, out = [draw(f"{i}.png") for i in range(12)], tmp_path / "out"
     real, calls = detector.infer, 0
 
-    def infer(*arguments: Any) -> Any:
+    def infer(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 4:
             raise KeyboardInterrupt
-        return real(*arguments)
+        return real(*arguments, **options)
 
     monkeypatch.setattr(detector, "infer", infer)
     with pytest.raises(KeyboardInterrupt):
@@ -290,15 +291,15 @@ def test_batches_shrink_when_memory_is_short(
 ) -> None:
     real = detector._forward
 
-    def forward(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def forward(inputs: np.ndarray, *options: Any) -> Any:
         if len(inputs) > 1:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-        return real(inputs)
+        return real(inputs, *options)
 
     monkeypatch.setattr(detector, "_forward", forward)
     assert predict(detector, [draw(f"{i}.png") for i in range(3)], tmp_path / "out").exit_code == 0
 
-    def broken(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def broken(*arguments: Any) -> Any:
         raise RuntimeError("a mistake in the model")
 
     monkeypatch.setattr(detector, "_forward", broken)
@@ -331,3 +332,51 @@ def test_memory_stays_flat(detector: Detector, draw: Make, tmp_path: Path) -> No
         tracemalloc.stop()
     early, late = max(marks[60:150]), max(marks[270:])
     assert late < early + 1_000_000
+
+
+@pytest.mark.parametrize("method", ["vcp_clip", "vcp_clip_plus", "vip2_clip"])
+def test_attention_is_written(method: str, small_checkpoint: Make, draw: Make, tmp_path: Path) -> None:
+    detector = blemish.load(checkpoint=small_checkpoint(method))
+    for i in range(3):
+        draw(f"in/{i}.png", (60, 40))
+    (tmp_path / "in/4.png").write_bytes(b"")
+    out = tmp_path / "out"
+    assert predict(detector, tmp_path / "in", out, save=("attention",), batch_size=2).done == 3
+    plain = {r["path"]: r for r in lines(out)}
+    assert sorted(names_below(out / "attention")) == ["0.npy", "0.png", "1.npy", "1.png", "2.npy", "2.png"]
+    for path, values in plain.items():
+        if "error" in values:
+            continue
+        files = values["files"]
+        assert list(files) == ["attention", "attention_data"]
+        maps = np.load(out / files["attention_data"])
+        assert maps.shape == (4, 8, 2, 6, 6) and maps.dtype == np.float32
+        np.testing.assert_allclose(maps.sum(axis=(3, 4)), 1, atol=1e-5)
+        sheet = np.asarray(Image.open(out / files["attention"]))
+        np.testing.assert_array_equal(sheet, attention_sheet(read_image(path), maps, (1, 2, 3, 4)))
+        # The score is that of a run without attention, and a picture's maps are its own.
+        assert values["score"] == pytest.approx(detector.predict(path).score, abs=1e-5)
+        (alone,) = detector.infer([detector.prepare(path)], attention=True)
+        assert alone.attention is not None
+        np.testing.assert_allclose(alone.attention, maps, atol=1e-5)
+    with (out / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        assert next(csv.DictReader(file))["attention_data"] == "attention/0.npy"
+    assert detector.infer([detector.prepare(tmp_path / "in/0.png")])[0].attention is None
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "loading", "text"),
+    [
+        ("anomaly_clip", {}, {}, "the texts of anomaly_clip do not"),
+        ("vcp_clip", {"post_vcp": False}, {}, "this vcp_clip was made without attention"),
+        ("vip2_clip", {"use_fgp": False}, {}, "this vip2_clip was made without attention"),
+        ("vip2_clip", {}, {"tile": 20}, "leave out --tile"),
+    ],
+)
+def test_attention_that_is_not_there_is_refused_at_once(
+    method: str, options: Any, loading: Any, text: str, small_checkpoint: Make, draw: Make, tmp_path: Path
+) -> None:
+    detector = blemish.load(checkpoint=small_checkpoint(method, options), **loading)
+    with pytest.raises(BadOption, match=text):
+        predict(detector, draw("1.png"), tmp_path / "out", save=("overlay", "attention"))
+    assert not (tmp_path / "out").exists()

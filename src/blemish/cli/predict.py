@@ -55,7 +55,8 @@ def predict(
     backbone: BackboneOption = None,
     checkpoint: CheckpointOption = None,
     save: Annotated[
-        str | None, typer.Option("--save", help="Pictures to write, of overlay,mask,map; or none. [overlay]")
+        str | None,
+        typer.Option("--save", help="What to write, of overlay,mask,map,attention; or none. [overlay]"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in OUT.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in OUT.")] = False,

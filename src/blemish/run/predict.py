@@ -11,7 +11,9 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from blemish.checkpoint import package_versions
 from blemish.config import SAVED_KINDS
@@ -20,6 +22,7 @@ from blemish.detector import DECODERS, PIXELS_IN_FLIGHT, Detector, Prepared, Raw
 from blemish.device import is_out_of_memory, machine
 from blemish.errors import BadImage, BadOption, OutputError, UnknownName
 from blemish.files import make_folder, write_whole
+from blemish.output.attention import attention_sheet
 from blemish.output.pictures import gallery_pair, overlay, png_bytes
 from blemish.output.report import GallerySpool, write_gallery
 from blemish.output.tables import (
@@ -27,13 +30,19 @@ from blemish.output.tables import (
     error_record,
     read_records,
     record,
+    write_attention,
     write_map,
     write_mask,
 )
 from blemish.pipeline import ordered_map
-from blemish.types import Result
+from blemish.types import Attends, Result
 
-FOLDERS = {"overlay": ("overlays", ".png"), "mask": ("masks", ".png"), "map": ("maps", ".tiff")}
+FOLDERS = {
+    "overlay": ("overlays", ".png"),
+    "mask": ("masks", ".png"),
+    "map": ("maps", ".tiff"),
+    "attention": ("attention", ".png"),
+}
 RUN_FILE, LINES_FILE, GALLERY_FILE = "run.json", "predictions.jsonl", "index.html"
 WRITERS = 2
 Progress = Callable[[int, int, str | None], None]
@@ -255,7 +264,7 @@ class _Stages:
     def _through_network(self, jobs: list[Job]) -> Iterator[Job]:
         good = [job.prepared for job in jobs if job.prepared is not None]
         try:
-            raws = iter(self.detector.infer(good))
+            raws = iter(self.detector.infer(good, attention="attention" in self.save))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -274,7 +283,7 @@ class _Stages:
             return error_record(job.ref.path, job.error or "")
         try:
             result = self.detector.finish(job.prepared, job.raw)
-            files = self._save(job.ref.relative, job.prepared, result)
+            files = self._save(job.ref.relative, job.prepared, result, job.raw.attention)
             values = record(result, job.ref.path, files)
             if self.spool.wants(result.score):
                 pair = gallery_pair(job.prepared.image, result.map, result.map_range, result.mask)
@@ -285,7 +294,9 @@ class _Stages:
             return error_record(job.ref.path, "not enough memory to write its results")
         return values
 
-    def _save(self, relative: Path, prepared: Prepared, result: Result) -> dict[str, Path]:
+    def _save(
+        self, relative: Path, prepared: Prepared, result: Result, attention: np.ndarray | None
+    ) -> dict[str, Path]:
         files: dict[str, Path] = {}
         for kind in self.save:
             folder, ending = FOLDERS[kind]
@@ -296,6 +307,11 @@ class _Stages:
                 write_whole(path, png_bytes(picture))
             elif kind == "map":
                 write_map(path, result.map)
+            elif kind == "attention" and attention is not None:
+                blocks = cast("Attends", self.detector.method).blocks
+                write_whole(path, png_bytes(attention_sheet(prepared.image, attention, blocks)))
+                files["attention_data"] = files[kind].with_suffix(".npy")
+                write_attention(path.with_suffix(".npy"), attention)
             elif result.mask is not None:
                 write_mask(path, result.mask)
         return files
@@ -309,6 +325,25 @@ def _check_save(detector: Detector, save: Sequence[str]) -> None:
         raise BadOption(
             "--save mask needs a pixel threshold and the checkpoint carries none; pass --pixel-threshold"
         )
+    if "attention" in save:
+        _check_attention(detector)
+
+
+def _check_attention(detector: Detector) -> None:
+    """Raise BadOption unless the method's texts attend to the patches of whole pictures."""
+    method, setup = detector.method, detector.setup
+    if not isinstance(method, Attends):
+        raise BadOption(
+            f"--save attention needs a method whose texts attend to patches: vcp_clip, vcp_clip_plus or "
+            f"vip2_clip; the texts of {setup.method} do not"
+        )
+    if not method.attention_heads:
+        raise BadOption(
+            f"--save attention: this {setup.method} was made without attention (post_vcp or use_fgp is off); "
+            f"take a checkpoint with it"
+        )
+    if setup.tile is not None:
+        raise BadOption("--save attention shows where texts look in a whole picture; leave out --tile")
 
 
 def _is_own_output(path: Path, out: Path) -> bool:
