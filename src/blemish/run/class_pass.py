@@ -211,15 +211,14 @@ def _component(text: str) -> str:
 
 def _distinct(names: Sequence[str]) -> list[str]:
     """Names that occur again get _1, _2 and so on (parts of one picture; a.jpg beside a.png)."""
-    seen: Counter[str] = Counter()
-    taken = set(names)
-    found = []
+    given: Counter[str] = Counter()
+    taken, found = set(names), []
     for name in names:
         choice = name
-        while seen[name] and choice in taken:
-            choice = f"{name}_{seen[name]}"
-            seen[name] += 1
-        seen[name] += 1
+        while given[name] and choice in taken:
+            choice = f"{name}_{given[name]}"
+            given[name] += 1
+        given[name] = max(given[name], 1)
         taken.add(choice)
         found.append(choice)
     return found

@@ -24,8 +24,8 @@ SHARE = 0.05
 class ClassPart:
     """One finished class. digest: identifies settings and samples. All by label of the method.
 
-    encoder, method: seconds in all. scored: images they were spent on. peak_memory_mib: so far. stamps: path -> size and time of change
-    of the files that failed, so that mended ones can be told.
+    encoder, method: seconds in all. scored: images they were spent on. peak_memory_mib: so far. stamps: path ->
+    size and time of change of the files that failed, so that mended ones can be told.
     """
 
     class_name: str
