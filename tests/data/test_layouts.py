@@ -260,3 +260,30 @@ def test_medical_sets_packed_in_mvtec_layout(tmp_path: Path) -> None:
     assert (dataset.name, dataset.layout, dataset.counts()) == ("br35h", "mvtec_layout", {"brain": (1, 1)})
     put(tmp_path / "data/colon/test/defect/2.tif")
     assert open_dataset(tmp_path / "data").entry is None  # four sets call their class colon
+
+
+def test_ham_in_two_parts_and_sizes(tmp_path: Path) -> None:
+    for part, number, size in ((1, 24306, (60, 45)), (2, 34320, (45, 60)), (2, 34321, (62, 45))):
+        put(tmp_path / f"HAM10000_images_part_{part}/ISIC_00{number}.jpg", size)
+        home = tmp_path / "HAM10000_segmentations_lesion_tschandl"
+        put_mask(home / f"ISIC_00{number}_segmentation.png", size)
+    dataset = open_dataset(tmp_path)
+    assert dataset.counts() == {"object": (0, 3)} and check_dataset(dataset).ok
+    assert check_dataset(dataset).classes[0].sizes == 3
+    put_mask(home / "ISIC_0034320_segmentation.png", (60, 45))
+    assert [p.kind for p in check_dataset(dataset).problems if p.fatal] == ["mask_size"]
+
+
+def test_other_people_s_data_of_the_same_shape_are_not_taken_for_a_paper_s(tmp_path: Path) -> None:
+    put(tmp_path / "labelme/data/1.jpg")
+    put_labelme(tmp_path / "labelme/label/1.json")
+    put(tmp_path / "voc/JPEGImages/2007_000033.jpg")
+    put_mask(tmp_path / "voc/SegmentationClass/2007_000033.png", value=1)
+    put(tmp_path / "pairs/Original/leaf.png")
+    put_mask(tmp_path / "pairs/Ground Truth/leaf.png")
+    put(tmp_path / "types/type-1/good/1.png")
+    put(tmp_path / "types/type-1/bad/1.png")
+    for name, meant in (("labelme", "bsd"), ("voc", "msd"), ("pairs", "clinic_db"), ("types", None)):
+        assert open_dataset(tmp_path / name).entry is None
+        if meant:
+            assert open_dataset(tmp_path / name, meant).samples[0].mask is not None

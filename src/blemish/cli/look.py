@@ -111,7 +111,10 @@ def info(
 def _may_be_dataset(path: Path) -> bool:
     """Whether a path is a folder without weights directly in it, or a list of pictures."""
     if path.is_dir():
-        return not any(p.suffix.lower() in WEIGHT_ENDINGS for p in path.iterdir())
+        try:
+            return not any(p.suffix.lower() in WEIGHT_ENDINGS for p in path.iterdir())
+        except OSError:  # whoever opens it will name the cause
+            return True
     return path.is_file() and path.suffix.lower() in (".json", ".jsonl", ".csv")
 
 

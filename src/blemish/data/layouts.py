@@ -66,13 +66,15 @@ class Layout:
     """One way in which a dataset lies on a disk.
 
     about: what it looks like. recognise: whether a folder looks like it, by names alone. read: takes the samples.
-    dataset: the catalogue's dataset that it belongs to; "" for a generic one.
+    dataset: the catalogue's dataset that it belongs to; "" for a generic one. sure: asked besides when nobody has
+    named the dataset, where others' data may look the same.
     """
 
     about: str
     recognise: Callable[[Path], bool]
     read: Callable[[Reading], None]
     dataset: str = ""
+    sure: Callable[[Path], bool] = lambda root: True
 
 
 def _is_list(find: Callable[[Path], Path | None]) -> Callable[[Path], bool]:
@@ -100,9 +102,13 @@ LAYOUTS: dict[str, Layout] = {
     "dagm_labels": Layout(
         "Class1/Test/0001.PNG, Label/0001_label.PNG", _folder(_I.is_dagm), _I.read_dagm, "dagm"
     ),
-    "bsd_labelme": Layout("data/*.jpg, label/*.json", _folder(_I.is_bsd), _I.read_bsd, "bsd"),
-    "gc_boxes": Layout("1 to 10/*.jpg, lable/*.xml", _folder(_I.is_gc), _I.read_gc, "gc"),
-    "msd_voc": Layout("JPEGImages, SegmentationClass", _folder(_I.is_msd), _I.read_msd, "msd"),
+    "bsd_labelme": Layout(
+        "data/*.jpg, label/*.json", _folder(_I.is_bsd), _I.read_bsd, "bsd", _I.is_surely_bsd
+    ),
+    "gc_boxes": Layout("1 to 10/*.jpg, lable/*.xml", _folder(_I.is_gc), _I.read_gc, "gc", _I.is_surely_gc),
+    "msd_voc": Layout(
+        "JPEGImages, SegmentationClass", _folder(_I.is_msd), _I.read_msd, "msd", _I.is_surely_msd
+    ),
     "road_mat": Layout("image/001.jpg, groundTruth/001.mat", _folder(_I.is_road), _I.read_road, "road"),
     "rsdd_types": Layout("Type-I and Type-II folders", _folder(_I.is_rsdd), _I.read_rsdd, "rsdd"),
     "head_ct_csv": Layout("head_ct/000.png, labels.csv", _folder(_M.is_head_ct), _M.read_head_ct, "head_ct"),
@@ -111,7 +117,11 @@ LAYOUTS: dict[str, Layout] = {
     "covid19_findings": Layout("COVID, NORMAL", _folder(_M.is_covid19), _M.read_covid19, "covid19"),
     "isic_task1": Layout("…_Test_Data, …_Test_GroundTruth", _folder(_M.is_isic), _M.read_isic, "isic"),
     "clinic_db_original": Layout(
-        "Original, Ground Truth", _folder(_M.is_clinic_db), _M.read_clinic_db, "clinic_db"
+        "Original, Ground Truth",
+        _folder(_M.is_clinic_db),
+        _M.read_clinic_db,
+        "clinic_db",
+        _M.is_surely_clinic_db,
     ),
     "colon_db_frames": Layout(
         "1.bmp, p1.bmp", _folder(_M.is_colon_db_frames), _M.read_colon_db_frames, "colon_db"
@@ -190,8 +200,11 @@ def _open(root: Path, name: str, variant: str, split: str) -> Dataset:
 
 
 def _nothing(root: Path, name: str) -> str:
-    looks = [row.about for row in LAYOUTS.values() if row.dataset == name]
-    looks = looks or [LAYOUTS[name].about] if name in LAYOUTS else [*looks, LAYOUTS["mvtec_layout"].about]
+    if name in LAYOUTS:
+        looks = [LAYOUTS[name].about]
+    else:
+        looks = [row.about for row in LAYOUTS.values() if row.dataset == name and name]
+        looks += [LAYOUTS[generic].about for generic in ("mvtec_layout", "meta_json")]
     return f"{printable_name(root)} does not look like {name or 'a dataset'}: expected {'; or '.join(looks)}"
 
 
@@ -212,7 +225,8 @@ def _candidates(place: Path, name: str, variant: str) -> Iterator[str]:
     for layout, row in LAYOUTS.items():
         # A variant says how the distributed files are to be read, so that no generic reader will do
         fits = (row.dataset == name or not row.dataset) if name else True
-        if fits and not (variant and not row.dataset) and row.recognise(place):
+        fits = fits and not (variant and not row.dataset)
+        if fits and row.recognise(place) and (name or row.sure(place)):
             yield layout
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -179,23 +180,23 @@ IMAGE_FOLDERS = ("images", "image", "original", "img", "imgs", "test-image")
 MASK_PARTNERS = (*MASK_FOLDERS, "test-mask")
 
 
-def image_mask_folders(root: Path) -> tuple[Path, Path] | None:
-    """(folder of pictures, folder of their masks) directly in a root, by their names; None when there are not both.
+def image_mask_folders(root: Path) -> tuple[list[Path], Path] | None:
+    """(folders of pictures, folder of their masks) directly in a root, by their names; None unless there are both.
 
-    Beside a mask folder the only other folder with pictures counts, whatever its name.
+    Beside a mask folder the only other folder with pictures counts, whatever its name; of several all, when they
+    are called images (HAM10000_images_part_1 and _2).
     """
-    masks = child(root, *MASK_PARTNERS) or _ending(root, "groundtruth")
+    telling = [p for p in subfolders(root) if re.search("groundtruth$|segmentation", p.name, re.IGNORECASE)]
+    masks = child(root, *MASK_PARTNERS) or next(iter(telling), None)
     if masks is None or not pictures(masks):
         return None
-    images = child(root, *IMAGE_FOLDERS)
     others = [p for p in subfolders(root) if p != masks and pictures(p)]
-    if images is None or not pictures(images):
-        images = others[0] if len(others) == 1 else None
-    return None if images is None or is_normal_name(images.name) else (images, masks)
-
-
-def _ending(root: Path, ending: str) -> Path | None:
-    return next((p for p in subfolders(root) if p.name.casefold().endswith(ending)), None)
+    named = child(root, *IMAGE_FOLDERS)
+    if named in others:
+        others = [named]
+    if len(others) > 1:
+        others = others if all("image" in p.name.casefold() for p in others) else []
+    return None if not others or is_normal_name(others[0].name) else (others, masks)
 
 
 def read_images_masks(reading: Reading) -> None:
@@ -203,7 +204,8 @@ def read_images_masks(reading: Reading) -> None:
     folders = image_mask_folders(reading.root)
     if folders is None:
         raise WrongLayout(f"{printable_name(reading.root)}: no folder of pictures beside one of masks")
-    images, masks = folders
+    homes, masks = folders
+    images = [image for home in homes for image in pictures(home)]
     name = reading.class_name or "object"
-    reading.add_paired(pictures(images), pictures(masks), class_name=name, defect=images.name)
+    reading.add_paired(images, pictures(masks), class_name=name, defect="anomaly")
     reading.notes.append("every picture counts as anomalous: no image-level AUROC")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from blemish.data.catalog import CATALOG
 from blemish.data.metafile import read_listing, table_rows
 from blemish.data.readers_generic import class_folders, read_mvtec
 from blemish.data.reading import (
@@ -215,6 +216,11 @@ def is_bsd(root: Path) -> bool:
     return any((root / "label").glob("*.json")) and bool(pictures(root / "data"))
 
 
+def is_surely_bsd(root: Path) -> bool:
+    """Whether it is no other set of labelme files."""
+    return (root / "image_data.json").is_file() or CATALOG["bsd"].knows_folder(root.resolve().name)
+
+
 def read_bsd(reading: Reading) -> None:
     """BSData: a picture with a labelme file is anomalous. The variant "defects" takes only these, as VCP-CLIP."""
     if reading.variant not in ("", "defects"):
@@ -234,6 +240,11 @@ def is_gc(root: Path) -> bool:
     return child(root, "lable", "label") is not None and any(
         re.fullmatch(r"[1-9]|10", p.name) for p in subfolders(root)
     )
+
+
+def is_surely_gc(root: Path) -> bool:
+    """Whether it is no other set of numbered folders: nobody else spells so."""
+    return child(root, "lable") is not None
 
 
 def read_gc(reading: Reading) -> None:
@@ -262,6 +273,12 @@ def is_msd(root: Path) -> bool:
     if (root / "JPEGImages").is_dir():
         return child(root, "SegmentationClass", "SegmentationClassPNG") is not None
     return all(child(root, name) is not None for name in MSD_DEFECTS)
+
+
+def is_surely_msd(root: Path) -> bool:
+    """Whether it is no other set in Pascal VOC folders."""
+    named = any(p.stem.casefold().startswith(MSD_DEFECTS) for p in pictures(root / "JPEGImages"))
+    return named or not (root / "JPEGImages").is_dir() or CATALOG["msd"].knows_folder(root.resolve().name)
 
 
 def read_msd(reading: Reading) -> None:
@@ -305,7 +322,12 @@ _RSDD_TYPE = re.compile(r"type[-_ ]?(i{1,2}|[12])(?![a-z0-9])", re.IGNORECASE)
 
 def is_rsdd(root: Path) -> bool:
     """RSDDs as distributed: a folder for each type of rail."""
-    return any(_RSDD_TYPE.search(p.name) for p in subfolders(root))
+    kinds = [p for p in subfolders(root) if _RSDD_TYPE.search(p.name)]
+    return any(_is_truth(inner) for kind in kinds for inner in subfolders(kind))
+
+
+def _is_truth(folder: Path) -> bool:
+    return re.search(r"truth|mask|^gt$", folder.name, re.IGNORECASE) is not None
 
 
 def read_rsdd(reading: Reading) -> None:
@@ -315,7 +337,7 @@ def read_rsdd(reading: Reading) -> None:
         if kind is None:
             continue
         inner = subfolders(folder)
-        truth = [p for p in inner if re.search(r"truth|mask|^gt$", p.name, re.IGNORECASE)]
+        truth = [p for p in inner if _is_truth(p)]
         images = [image for p in inner if p not in truth for image in pictures(p)]
         masks = [mask for p in truth for mask in pictures(p)]
         defect = "type-1" if kind[1].lower() in ("i", "1") else "type-2"

@@ -181,6 +181,13 @@ def is_clinic_db(root: Path) -> bool:
     return clinic_db_folders(root) is not None
 
 
+def is_surely_clinic_db(root: Path) -> bool:
+    """Whether it is no other pair of such folders: its pictures are numbered."""
+    home = clinic_db_folders(root)
+    original = child(home, "Original") if home is not None else None
+    return original is not None and all(p.stem.isdecimal() for p in pictures(original))
+
+
 def read_clinic_db(reading: Reading) -> None:
     """CVC-ClinicDB: `Original` beside `Ground Truth`, paired by number."""
     home = clinic_db_folders(reading.root)
