@@ -75,6 +75,7 @@ def test_roots_are_relative_to_the_plan_and_the_command_line_wins(tmp_path: Path
     assert found.datasets[0].root == "here" and roots == {"mvtec": Path("here")}
     found, roots = with_roots(plan(SMALL, tmp_path), ["all", "visa=there"])
     assert [d.root for d in found.datasets] == ["all/data/mvtec_ad", "there"]
+    assert roots.pop("somewhere") == Path("all/somewhere")
     assert roots == {"mvtec": Path("all/data/mvtec_ad"), "visa": Path("there")}
     for wrong in ("", "=x", "mvtec="):
         with pytest.raises(BadOption, match="NAME=ROOT"):

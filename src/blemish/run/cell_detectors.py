@@ -14,6 +14,7 @@ from blemish.detector import Detector
 from blemish.errors import BadCheckpoint, BadDataset
 from blemish.loading import Backbones, load
 from blemish.run.cells import Cell, checkpoint_file
+from blemish.run.plan_training import training_options
 from blemish.run.recipe import TrainOptions
 
 log = logging.getLogger(__name__)
@@ -67,22 +68,24 @@ class CellDetectors:
         from blemish.run.train import CHECKPOINT_FILE, train
 
         method, seed = cell.method, cell.seed or 0
-        settings = dict(method.train or {})
-        given = settings.pop("data", None)
-        data = [str(self.roots.get(name, self.folder / name)) for name in given or ()]
+        settings = training_options(method.train or {}, cell.auxiliary, self.folder)
+        given = settings.pop("data", ())
+        data = [str(self.roots.get(name, self.folder / name)) for name in given]
         if not data and cell.auxiliary in self.roots:
             data = [str(self.roots[cell.auxiliary])]
         if not data:
             name = cell.auxiliary or "NAME"
             raise BadDataset(f"no data to train {method.label} on; pass --data {name}=ROOT")
-        about = [method.method, method.options, method.train, method.backbone, method.image_size, data]
-        folder = self.out / "trained" / slug(f"{method.label}-{cell.auxiliary}-seed{seed}", json.dumps(about))
+        settings |= {"method": method.method, "data": data, "seed": seed, "device": self.device}
+        for key in ("backbone", "image_size"):
+            if getattr(method, key) is not None:
+                settings[key] = getattr(method, key)
+        about = json.dumps([settings, method.options], default=str)
+        folder = self.out / "trained" / slug(f"{method.label}-{cell.auxiliary}-seed{seed}", about)
         if (folder / CHECKPOINT_FILE).exists():
             return folder / CHECKPOINT_FILE
         log.info("training %s on %s with seed %d", method.label, cell.auxiliary, seed)
-        settings |= {"method": method.method, "data": data, "out": str(folder), "seed": seed}
-        settings |= {"backbone": method.backbone or "tiny", "image_size": method.image_size}
-        options = TrainOptions(**typed_options(TrainOptions, settings | {"device": self.device}, "train"))
+        options = TrainOptions(**typed_options(TrainOptions, settings | {"out": str(folder)}, "train"))
         return train(options, method.options, resume=folder.exists()).checkpoint
 
 

@@ -12,8 +12,8 @@ from blemish.config import typed_options
 from blemish.data.catalog import CATALOG
 from blemish.errors import BadOption, UnknownName
 from blemish.methods import METHODS, make_config, options_of
+from blemish.run.plan_training import check_training
 from blemish.run.published import published_variants
-from blemish.run.recipe import TrainOptions
 
 LAYOUTS = ("mvtec_layout", "meta_json", "folder")
 PROTOCOLS, MODES = ("exact", "anomalyclip"), ("exact", "streaming")
@@ -48,7 +48,7 @@ class MethodPlan:
     the folder given with --checkpoints; empty: the embedded ones. auxiliary: the training set of these
     checkpoints on every dataset; None: the dataset's, or the plan's. published: the variant whose published
     figures stand beside the measured ones, "" for the method as proposed, "off" for no figures; None: follows
-    from the options. train: learn first, once for every seed: keys of `blemish train` besides method, seed, out.
+    from the options. train: learn first, once for every seed; see `run.plan_training`.
     """
 
     method: str = ""
@@ -170,7 +170,9 @@ def parse_plan(values: Mapping[str, Any], folder: Path, name: str = "benchmark")
     head = _flat(_Head, _table(values, "plan"), "[plan]")
     defaults = _table(values, "defaults")
     datasets = tuple(_dataset(entry, i) for i, entry in enumerate(_tables(values, "datasets"), 1))
-    methods = tuple(_method(defaults, entry, i) for i, entry in enumerate(_tables(values, "methods"), 1))
+    methods = tuple(
+        _method(defaults, entry, folder, i) for i, entry in enumerate(_tables(values, "methods"), 1)
+    )
     _check_head(head)
     _check_unique("name of a dataset", (d.name for d in datasets))
     _check_unique("label of a method", (m.label for m in methods))
@@ -191,9 +193,10 @@ def with_roots(plan: Plan, given: Iterable[str]) -> tuple[Plan, dict[str, Path]]
     base: Path | None = None
     named = {d.name for d in plan.datasets} | {d.dataset for d in plan.datasets if d.dataset}
     named |= {plan.auxiliary_of(m, d) for m in plan.methods for d in plan.datasets} - {""}
+    named |= {name for m in plan.methods for name in (m.train or {}).get("data", ())}
     for text in given:
         name, equals, root = (part.strip() for part in text.partition("="))
-        if equals and not (name and root) or not text.strip():
+        if (equals and not (name and root)) or not text.strip():
             raise BadOption(f"--data {text!r}: expected NAME=ROOT, such as mvtec=data/mvtec_ad, or a folder")
         if not equals or Path(text).exists():
             base = Path(text).expanduser()
@@ -269,7 +272,7 @@ def _dataset(entry: Mapping[str, Any], number: int) -> DatasetPlan:
     return replace(target, name=name)
 
 
-def _method(defaults: Mapping[str, Any], entry: Mapping[str, Any], number: int) -> MethodPlan:
+def _method(defaults: Mapping[str, Any], entry: Mapping[str, Any], folder: Path, number: int) -> MethodPlan:
     owner = f"[[methods]] {entry.get('label') or entry.get('method') or number}"
     values = {**defaults, **entry}
     for key in ("options", "train"):
@@ -288,7 +291,7 @@ def _method(defaults: Mapping[str, Any], entry: Mapping[str, Any], number: int) 
         checkpoint=_checkpoints(nested.get("checkpoint"), owner),
         train=nested.get("train"),
     )
-    _check_method(found, owner)
+    _check_method(found, folder, owner)
     return found
 
 
@@ -304,7 +307,7 @@ def _checkpoints(given: Any, owner: str) -> dict[str, str]:
     )
 
 
-def _check_method(found: MethodPlan, owner: str) -> None:
+def _check_method(found: MethodPlan, folder: Path, owner: str) -> None:
     settings = dict(found.options)
     try:
         make_config(found.method, settings.pop("preset", None), **settings)
@@ -317,14 +320,7 @@ def _check_method(found: MethodPlan, owner: str) -> None:
         return
     if found.checkpoint:
         raise BadOption(f"{owner} has a checkpoint and [methods.train]; keep one of them")
-    for key in ("method", "seed", "out", "backbone", "image_size"):
-        if key in found.train:
-            raise BadOption(f"{owner}: {key} does not belong into train; the plan sets it elsewhere")
-    values = {
-        k: [v] if k in ("data", "dataset") and isinstance(v, str) else v for k, v in found.train.items()
-    }
-    TrainOptions(**typed_options(TrainOptions, values, f"{owner}, train"))
-    found.train.update(values)
+    found.train.update(check_training(found.train, found.method, folder, owner))
 
 
 def _check_unique(what: str, names: Iterable[str]) -> None:
