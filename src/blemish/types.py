@@ -117,7 +117,9 @@ class Target:
 class Prediction:
     """What a method returns for B images; higher = more anomalous.
 
-    map: (B, H, W) at network input size. score: (B,). details: intermediate tensors by name.
+    map: (B, H, W) at network input size. score: (B,). details: intermediate tensors by name; those of every
+    method that compares with texts hold "text_features", unit rows, normal before abnormal: (1 or B, 2, D), or
+    (1 or B, layers, 2, D) where layers have texts of their own; 1 where no text depends on the image.
     """
 
     map: Tensor

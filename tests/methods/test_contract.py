@@ -204,6 +204,14 @@ def test_repeated_layers_weigh_twice(clip: CLIP) -> None:
 def test_details_that_every_method_gives(clip: CLIP, variant) -> None:
     """What the log and the pictures of text embeddings rely on."""
     method = make(clip, variant)
+    features = encode(clip, method, 3)
+    with torch.no_grad():
+        text = method(features, ["screw", "nut", "screw"]).details["text_features"]
+        alone = method(pick(features, [1]), ["nut"]).details["text_features"]
+    assert text.shape in ((1, 2, 28), (3, 2, 28), (3, len(method.blocks), 2, 28))
+    torch.testing.assert_close(text.norm(dim=-1), torch.ones(text.shape[:-1]))
+    torch.testing.assert_close(alone[0], text[min(1, len(text) - 1)], atol=1e-5, rtol=0)
+    assert (text[..., 0, :] - text[..., 1, :]).abs().max() > 1e-5
     scalars = method.learned_scalars() if hasattr(method, "learned_scalars") else {}
     learned = [name for name, p in method.named_parameters() if p.ndim == 0 and p.requires_grad]
     assert all(isinstance(value, float) for value in scalars.values())

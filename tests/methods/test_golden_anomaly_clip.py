@@ -82,7 +82,7 @@ def text_and_maps(golden: Golden, rounding: str) -> Tensors:
         method = make(golden, variant, rounding).eval()
         features = encode(golden, method.needs)
         prediction = method(features)
-        text = prediction.details["text_features"][0]
+        text = method.text_features()[0]
         found["text.prompts"] = method.prompts()[0]
         found["text.raw"] = text
         found["text.normalized"] = text / text.norm(dim=-1, keepdim=True)

@@ -198,7 +198,7 @@ class AnomalyCLIP(nn.Module):
     def forward(self, features: ImageFeatures, class_names: Sequence[str] | None = None) -> Prediction:
         """Maps (B, H, W) in `map_range` and scores (B,) in [0, 1].
 
-        details: "text_features" (1 or B, 2, D), not normalised; "similarity", class probabilities per token
+        details: "text_features" (1 or B, 2, D), unit rows; "similarity", class probabilities per token
         (B, 1+N, 2) of each layer; "map", before smoothing. class_names: one per image, used by object-aware
         prompts.
         """
@@ -212,7 +212,11 @@ class AnomalyCLIP(nn.Module):
         return Prediction(
             map=gaussian_blur(raw, self.config.sigma),
             score=score,
-            details={"text_features": text, "similarity": tuple(similarity), "map": raw},
+            details={
+                "text_features": F.normalize(text, dim=-1),
+                "similarity": tuple(similarity),
+                "map": raw,
+            },
         )
 
     def loss(

@@ -322,9 +322,10 @@ class GenCLIP(nn.Module):
         """Maps (B, H, W) in `map_range` and scores (B,) in `score_range`.
 
         class_names: one per image, filtered as the options say; None is the generic term. details:
-        "class_terms", a list of B words; "text_features" (layers, B, 2, D) and "query_features" (2, D), unit
-        rows; "vision_map" and "query_map", the sums over the layers; "map", their mixture before smoothing.
-        A branch of weight 0 is left out.
+        "class_terms", a list of B words; "text_features" (B, layers, 2, D) of the vision-enhanced branch, or
+        (1, 2, D) of the other where there is none, and "query_features" (2, D), unit rows; "vision_map" and
+        "query_map", the sums over the layers; "map", their mixture before smoothing. A branch of weight 0 is
+        left out.
         """
         alpha, patches = self.config.alpha, self.projected(features)
         details: dict[str, Any] = {}
@@ -333,12 +334,13 @@ class GenCLIP(nn.Module):
             terms = self.class_terms(_plain(features), class_names, self.config.use_cnf)
             text = self.vision_features(features, terms)
             vision = self._sum(patches, text, features)
-            details |= {"class_terms": terms, "text_features": text, "vision_map": vision}
+            details |= {"class_terms": terms, "text_features": text.transpose(0, 1), "vision_map": vision}
             parts.append(alpha * vision)
         if alpha < 1:
             text = self.query_features()
             query = self._sum(patches, text.expand(len(patches), -1, -1), features)
             details |= {"query_features": text, "query_map": query}
+            details.setdefault("text_features", text[None])
             parts.append((1 - alpha) * query)
         details["map"] = reduce(torch.add, parts)
         smoothed = gaussian_blur(details["map"], self.config.sigma)
