@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from blemish.metrics.ranking import Ranking, Value, between
+from blemish.metrics.ranking import Ranking, Value, between, product_sum
 from blemish.metrics.regions import sampled_area
 from blemish.metrics.streaming import Bins, Scale
 
@@ -29,14 +29,14 @@ class RankingBounds:
         """Take the next lower bins."""
         true, false, above = bins.true, bins.false, bins.false_above
         open_pairs = np.where(bins.tied, 0, false - above)
-        self._auroc.append(float(np.dot(bins.positives.astype(np.float64), open_pairs)))
+        self._auroc.append(product_sum(bins.positives.astype(np.float64), open_pairs))
         # Worst order: all normal pixels of the bin first. Precision is then concave in the rank, so the
         # mean of its first and last value is not above its mean.
         first, last = true - bins.positives + 1, true / np.maximum(true + false, 1)
         worst = np.where(bins.tied, last, (first / (first + false) + last) / 2)
         best = np.where(bins.tied, last, true / np.maximum(true + above, 1))
-        self._low_ap.append(float(np.dot(bins.positives, worst)))
-        self._high_ap.append(float(np.dot(bins.positives, best)))
+        self._low_ap.append(product_sum(bins.positives, worst))
+        self._high_ap.append(product_sum(bins.positives, best))
         low, high = self.f1(bins)
         self.low_f1 = max(self.low_f1, float(low.max()))
         self.high_f1 = max(self.high_f1, float(high.max()))
@@ -104,7 +104,7 @@ class ProBound:
         stop = self.limit * self.negatives
         width = np.minimum(bins.false, stop) - np.minimum(bins.false_above, stop)
         share = np.where(bins.false <= stop, 0.5, 1.0)  # the bin across the limit may be all on one side
-        self._parts.append(float(np.dot(np.where(bins.tied, 0.0, width * share), bins.weights)))
+        self._parts.append(product_sum(np.where(bins.tied, 0.0, width * share), bins.weights))
 
     def value(self) -> float:
         """Largest possible error of AUPRO."""

@@ -46,6 +46,11 @@ def between(low: float, high: float) -> Value:
     return Value((low + high) / 2, bound=(high - low) / 2)
 
 
+def product_sum(one: np.ndarray, other: np.ndarray) -> float:
+    """Sum of products, without BLAS: its threads would wait for each other longer than the sum takes."""
+    return float(np.sum(one * other))
+
+
 @dataclass(frozen=True)
 class Groups:
     """G consecutive groups in falling order of score; the items of one group count as tied.
@@ -101,7 +106,7 @@ class Ranking:
         pairs = groups.positives * (2 * self.negatives - groups.false_above - groups.false)
         self._areas.append(float(pairs.sum(dtype=np.float64)))
         precision = groups.true / np.maximum(groups.true + groups.false, 1)
-        self._precisions.append(float(np.dot(groups.positives, precision)))
+        self._precisions.append(product_sum(groups.positives, precision))
         self._improve(groups)
 
     def _improve(self, groups: Groups) -> None:

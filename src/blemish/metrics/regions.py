@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from blemish.errors import BadImage
-from blemish.metrics.ranking import Groups, Value, undefined
+from blemish.metrics.ranking import Groups, Value, product_sum, undefined
 
 CONNECTIVITIES = (4, 8)
 STEPS = 200  # thresholds of the AnomalyCLIP protocol
@@ -120,8 +120,8 @@ class ProArea:
         flat = start - np.concatenate([[min(self._false, stop)], end[:-1]])
         # Inside a tie the curve is straight; a tie across the limit is cut there.
         share = (end - start) / np.maximum(groups.false - groups.false_above, 1)
-        self._parts.append(float(np.dot(flat, before)))
-        self._parts.append(float(np.dot(end - start, before + share * groups.weights / 2)))
+        self._parts.append(product_sum(flat, before))
+        self._parts.append(product_sum(end - start, before + share * groups.weights / 2))
         self._false, self._overlap = float(groups.false[-1]), float(groups.overlap[-1])
 
     def value(self) -> float:
