@@ -568,6 +568,24 @@ def test_impossible_options(options: dict[str, Any], words: str) -> None:
         EvaluateOptions(**options)
 
 
+def test_training_data_under_measurement_is_told(
+    small_checkpoint: Make, dataset: Dataset, tmp_path: Path
+) -> None:
+    files = [f"{name}={small_checkpoint(auxiliary=name)}" for name in ("visa+set: 5 normal", "settle", "set")]
+    named = [text.replace("visa+set: 5 normal=", "first=") for text in files]
+    found = evaluate(load_detectors((), named), dataset, tmp_path / "out")
+    assert [note.split(" was trained on ")[0] for note in found.notes] == ["first", "set"]
+
+
+def test_names_that_are_no_text(one: dict[str, Detector], dataset: Dataset, tmp_path: Path) -> None:
+    odd = [replace(s, class_name="a\udcff", defect="b\udcff/..") for s in dataset.of_class("plate")]
+    out = tmp_path / "out"
+    found = evaluate(one, replace(dataset, samples=tuple(odd)), out, EvaluateOptions(save="maps"))
+    assert list(found.classes) == ["a%FF"] and read_results(out / "results.json") == found
+    maps = {p.relative_to(out).as_posix() for p in out.rglob("*.tiff")}
+    assert "maps/anomaly_clip/a%FF/test/b%FF_/000.tiff" in maps and len(maps) == 10
+
+
 def test_no_detectors(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(BadOption, match="at least one method"):
         evaluate({}, dataset, tmp_path / "out")

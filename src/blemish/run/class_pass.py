@@ -176,7 +176,8 @@ class ClassPass:
 
     def _short(self, sample: Sample, cause: str) -> str:
         """A cause without what would repeat the image's name or tell where the dataset lies."""
-        for prefix in (f"{printable_name(sample.image)}: ", f"{printable_name(self.base)}/"):
+        folders = [self.base, *(path.parent for path in (sample.image, sample.mask) if path is not None)]
+        for prefix in (f"{printable_name(sample.image)}: ", *(f"{printable_name(f)}/" for f in folders)):
             cause = cause.replace(prefix, "")
         return cause
 

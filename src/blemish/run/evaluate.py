@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def evaluate(
             method_result(label, detector, options, parts, pass_over.scorer.shared_by[label])
             for label, detector in detectors.items()
         ),
-        notes=(*dataset.notes, *notes),
+        notes=(*dataset.notes, *notes, *trained_here(detectors, dataset)),
         settings=settings,
         versions=run["versions"],
         machine=run["machine"],
@@ -105,7 +105,7 @@ def choose_samples(
     """
     place = out.absolute()
     samples = [s for s in dataset.samples if not s.image.absolute().is_relative_to(place)]
-    labelled = [s for s in samples if s.label is not None]
+    labelled = [_printable(s) for s in samples if s.label is not None]
     root = printable_name(dataset.root)
     if not labelled:
         raise BadDataset(
@@ -117,7 +117,7 @@ def choose_samples(
     if len(labelled) < len(samples):
         notes.append(f"{len(samples) - len(labelled)} images without a label are left out")
     if dataset.problems:
-        notes.append(f"{len(dataset.problems)} remarks on the files; `blemish info {root}` lists them")
+        notes.append(f"{len(dataset.problems)} remarks on the files; `blemish info ROOT` lists them")
     classes: dict[str, list[Sample]] = {}
     for sample in labelled:
         classes.setdefault(sample.class_name, []).append(sample)
@@ -129,6 +129,25 @@ def choose_samples(
     if options.limit is not None:
         notes.append(f"at most {options.limit} images of each class (--limit)")
     return classes, notes
+
+
+def _printable(sample: Sample) -> Sample:
+    """Folder names with bytes that are no text would stop the writing of results."""
+    name, defect = printable_name(sample.class_name), printable_name(sample.defect)
+    return (
+        sample
+        if (name, defect) == (sample.class_name, sample.defect)
+        else replace(sample, class_name=name, defect=defect)
+    )
+
+
+def trained_here(detectors: Mapping[str, Detector], dataset: Dataset) -> list[str]:
+    """Remarks on checkpoints that say they were trained on this dataset."""
+    return [
+        f"{label} was trained on {detector.setup.auxiliary}, on which it is measured here"
+        for label, detector in detectors.items()
+        if dataset.name in detector.setup.auxiliary.partition(":")[0].split("+")
+    ]
 
 
 def count(samples: Sequence[Sample]) -> Counts:
