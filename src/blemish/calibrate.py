@@ -16,10 +16,11 @@ import numpy as np
 from blemish.errors import BadImage, BadOption
 
 CONFIDENCE = 0.95
-# A threshold stands this share of its size above what it must exclude: results of one picture differ by less
-# between machines and batch sizes.
-CLEARANCE = 1e-5
+# An image threshold stands up to this share of its size above what it must exclude: scores of one picture differ
+# by less between machines and batch sizes.
+CLEARANCE = 1e-6
 DROPPED_BITS = 8  # of a float32, so that bins are 3e-5 of a value wide
+UPPER = 1 << (32 - DROPPED_BITS)  # number from which bins are those of the upper half
 OCTAVE_BITS = 15  # bins of a halving of the value range, as a power of two
 BLOCK = 1 << 14  # pixels counted at a time: work arrays that stay in the cache
 NORMAL, AROUND, ANOMALOUS = range(
@@ -78,9 +79,9 @@ class Thresholds:
 class ThresholdFinder:
     """Gathers scores and maps picture by picture in bounded memory, then sets thresholds.
 
-    Of each picture a few numbers are kept; its pixels are counted in bins of float32 values (some megabytes that do
-    not grow with the number of pictures). Bins are bounded by float32 values, so counts on either side of a
-    threshold are exact; only its position is known to 3e-5 of its size.
+    Of each picture a few numbers are kept; its pixels are counted in bins (some tens of megabytes that do not grow
+    with the number of pictures). Bins are bounded by float32 values, so the counts on either side of a threshold
+    are exact; only its place is known to 3e-5 of its distance to the nearer end of the range.
     """
 
     def __init__(self, map_range: tuple[float, float] = (0.0, 1.0)) -> None:
@@ -88,7 +89,7 @@ class ThresholdFinder:
         self.map_range = map_range
         self._scores: tuple[list[float], list[float]] = ([], [])  # of normal, of anomalous images
         self._peaks: tuple[list[float], list[float]] = ([], [])  # of normal images, of outlined anomalies
-        self._pixels = _Histogram(kinds=3)
+        self._pixels = _Histogram(3, map_range[1])
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -169,8 +170,8 @@ class ThresholdFinder:
         rank = normal + 1 - allowed
         image = _just_above(self._scores[0], rank)
         if pixel_rate is None:
-            # The end of a bin, so that the counts of pixels are exact.
-            pixel = float(_bounds(int(_bin(np.float32(_just_above(self._peaks[0], rank)))))[1])
+            peak = np.float32(np.sort(self._peaks[0])[rank - 1])
+            pixel = self._pixels.end_above(peak)
         else:
             pixel = self._pixel_threshold_at(pixel_rate)
         found = self._judged(image, pixel, f"false-alarm rate {rate:g}", notes)
@@ -181,8 +182,8 @@ class ThresholdFinder:
     def _best_pixel_threshold(self) -> float:
         numbers, counts = self._pixels.falling()
         best = _best_f1(counts[ANOMALOUS], counts[NORMAL] + counts[AROUND])
-        lowest = _bounds(int(numbers[best]))[0]
-        below = _bounds(int(numbers[best + 1]))[1] if best + 1 < len(numbers) else lowest
+        lowest = self._pixels.bounds(int(numbers[best]))[0]
+        below = self._pixels.bounds(int(numbers[best + 1]))[1] if best + 1 < len(numbers) else lowest
         middle = np.float32((float(below) + float(lowest)) / 2)
         # A pixel must be above the threshold, not at it. (Zero has two signs, hence no arithmetic on the bins.)
         return float(middle if below <= middle < lowest else np.nextafter(lowest, np.float32(-np.inf)))
@@ -192,7 +193,7 @@ class ThresholdFinder:
         numbers, counts = self._pixels.falling()
         above = np.cumsum(counts[NORMAL]) - counts[NORMAL]
         last = np.flatnonzero((above <= rate * counts[NORMAL].sum()) & (counts[NORMAL] > 0))[-1]
-        return float(_bounds(int(numbers[last]))[1])
+        return float(self._pixels.bounds(int(numbers[last]))[1])
 
     def _judged(self, image: float | None, pixel: float | None, how: str, notes: list[str]) -> Thresholds:
         """The thresholds with all that they do on the pictures gathered."""
@@ -269,30 +270,45 @@ def _best_image_threshold(normal: list[float], anomalous: list[float]) -> float:
     best = len(values) - 1 - _best_f1(positives[::-1], negatives[::-1])
     lowest = float(values[best])
     if best == 0:
-        return lowest - CLEARANCE * abs(lowest)
-    middle = (float(values[best - 1]) + lowest) / 2
-    return middle if values[best - 1] < middle else lowest
+        return _between(-math.inf, lowest - CLEARANCE * abs(lowest), lowest)
+    below = float(values[best - 1])
+    return _between(below, (below + lowest) / 2, lowest)
 
 
 def _just_above(values: list[float], rank: int) -> float:
-    """A number above the `rank`-th smallest value (from 1) and, where that leaves room, not above the next."""
-    ordered = np.unique(np.asarray(values))
-    value = float(np.sort(values)[rank - 1])
-    following = ordered[np.searchsorted(ordered, value) + 1 :]
-    step = CLEARANCE * abs(value)
-    if following.size:
-        step = min(step, (float(following[0]) - value) / 2)
-    return max(value + step, math.nextafter(value, math.inf))
+    """A number above the `rank`-th smallest value (from 1), and not above the next larger one."""
+    ordered = np.sort(values)
+    value = float(ordered[rank - 1])
+    following = float(min(ordered[ordered > value], default=math.inf))
+    step = min(CLEARANCE * abs(value), (following - value) / 2)
+    return _between(value, value + step, following)
+
+
+def _between(low: float, wanted: float, high: float) -> float:
+    """About `wanted`, above `low` and at most `high`.
+
+    A float32 where there is one: scores of that type are then compared as exactly as Python's floats.
+    """
+    single = np.float32(wanted)
+    if float(single) <= low:
+        single = np.nextafter(single, np.float32(math.inf))
+    if low < float(single) <= high:
+        return float(single)
+    return wanted if low < wanted <= high else math.nextafter(low, math.inf)
 
 
 class _Histogram:
     """Counts of float32 values of several kinds, in bins that follow the values' order.
 
-    Memory is taken for those halvings of the value range in which values occur, some hundred kilobytes each.
+    Bins are finest towards 0 and towards `high`, the upper end of the values' range: maps that saturate, as a
+    softmax does, keep their order there. Memory is taken for those halvings of the distance to either end in which
+    values occur, some hundred kilobytes each.
     """
 
-    def __init__(self, kinds: int) -> None:
-        self._slots = np.full(1 << (32 - DROPPED_BITS - OCTAVE_BITS), -1, dtype=np.int64)
+    def __init__(self, kinds: int, high: float) -> None:
+        self._high = np.float32(high)
+        self._half = self._high / 2 if high > 0 else np.float32(np.inf)
+        self._slots = np.full(2 * UPPER >> OCTAVE_BITS, -1, dtype=np.int64)
         self._counts = np.zeros((0, kinds, 1 << OCTAVE_BITS), dtype=np.int64)
 
     @property
@@ -303,7 +319,7 @@ class _Histogram:
     def add(self, kind: int, values: np.ndarray) -> None:
         """values: float32 (N,), finite."""
         for start in range(0, values.size, BLOCK):
-            numbers = _bin(values[start : start + BLOCK])
+            numbers = self._number(values[start : start + BLOCK])
             octaves = numbers >> OCTAVE_BITS
             slots = self._slots.take(octaves)
             if slots.min() < 0:
@@ -321,9 +337,8 @@ class _Histogram:
     def falling(self) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the bins in use, highest first (N,), and their counts (kinds, N)."""
         octaves = np.flatnonzero(self._slots >= 0)[::-1]
-        counts = (
-            self._counts[self._slots[octaves], :, ::-1].transpose(1, 0, 2).reshape(self._counts.shape[1], -1)
-        )
+        counts = self._counts[self._slots[octaves], :, ::-1].transpose(1, 0, 2)
+        counts = counts.reshape(self._counts.shape[1], -1)
         numbers = (octaves[:, None] << OCTAVE_BITS) + np.arange((1 << OCTAVE_BITS) - 1, -1, -1)
         used = np.flatnonzero(counts.any(axis=0))
         return numbers.ravel()[used], counts[:, used]
@@ -331,20 +346,36 @@ class _Histogram:
     def above(self, level: float) -> np.ndarray:
         """Values above `level` of each kind; exact when no value of its own bin is. int64 (kinds,)."""
         numbers, counts = self.falling()
-        return counts[:, numbers > _bin(np.float32(level))].sum(axis=1)
+        return counts[:, numbers > self._number(np.array([level], dtype=np.float32))].sum(axis=1)
 
+    def end_above(self, value: np.float32) -> float:
+        """The largest value of the bin of the next float32 above `value`."""
+        following = np.nextafter(value, np.float32(np.inf))
+        return float(self.bounds(int(self._number(np.array([following]))[0]))[1])
 
-def _bin(values: Any) -> np.ndarray:
-    """Number of the bin of each float32 value; rises with the values."""
-    bits = np.asarray(values + np.float32(0), dtype=np.float32).view(np.int32)  # the sum makes -0 to 0
-    # Negative floats have rising bits with falling values.
-    ordered = bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFF_FFFF))
-    return (ordered >> np.int32(DROPPED_BITS)).astype(np.int64) + (1 << (31 - DROPPED_BITS))
+    def bounds(self, number: int) -> tuple[np.float32, np.float32]:
+        """Least and largest float32 value of a bin."""
+        first = ((number % UPPER) << DROPPED_BITS) - (1 << 31)
+        ordered = np.array([first, first + (1 << DROPPED_BITS) - 1]).astype(np.int32)
+        low, high = (ordered ^ ((ordered >> 31) & np.int32(0x7FFF_FFFF))).view(np.float32)
+        if number < UPPER:
+            return low, high
+        wanted = float(low) + float(self._high), float(high) + float(self._high)
+        low, high = (np.float32(value) for value in wanted)
+        return (
+            low if low >= wanted[0] else np.nextafter(low, np.float32(np.inf)),
+            high if high <= wanted[1] else np.nextafter(high, np.float32(-np.inf)),
+        )
 
-
-def _bounds(number: int) -> tuple[np.float32, np.float32]:
-    """Least and largest float32 value of a bin."""
-    first = (number << DROPPED_BITS) - (1 << 31)
-    ordered = np.array([first, first + (1 << DROPPED_BITS) - 1]).astype(np.int32)
-    low, high = (ordered ^ ((ordered >> 31) & np.int32(0x7FFF_FFFF))).view(np.float32)
-    return low, high
+    def _number(self, values: np.ndarray) -> np.ndarray:
+        """Number of the bin of each float32 value (N,); rises with the values. int64."""
+        upper = values >= self._half
+        # Of two floats within a factor of 2 the difference is exact.
+        shifted = values - np.where(upper, self._high, np.float32(0))
+        shifted += np.float32(0)  # makes -0 to 0
+        bits = shifted.view(np.int32)
+        # Negative floats have rising bits with falling values.
+        ordered = bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFF_FFFF))
+        numbers = (ordered >> np.int32(DROPPED_BITS)).astype(np.int64)
+        numbers += np.where(upper, UPPER + UPPER // 2, UPPER // 2)
+        return numbers

@@ -27,6 +27,7 @@ from blemish.pipeline import ordered_map
 from blemish.types import Result, Sample
 
 DEFAULT_RATE = 0.01
+MANY = 0.5
 NOTE = "thresholds: "
 ENDING = ".safetensors"
 Progress = Callable[[int, int, str | None], None]
@@ -194,6 +195,10 @@ def calibrate(
     ):
         if new is None and old is not None:
             notes.append(f"the {name} threshold stays as it was, {old:.6g}")
+    if rate is None and (alarms := thresholds.false_alarms) is not None and alarms.value > MANY:
+        notes.append(
+            "best F1 lets most normal images be called anomalous; --false-alarm-rate keeps that rare"
+        )
     return Calibration(
         thresholds, f"{dataset.name} ({dataset.split})", len(samples), tuple(failed), tuple(notes)
     )
