@@ -219,8 +219,7 @@ class FeatureCache:
             with closing(decoded):
                 for part, members in itertools.groupby(decoded, key=lambda item: item[0][0]):
                     while batch := list(itertools.islice(members, batch_size)):
-                        for record in self._encode(batch):
-                            part.append(record)
+                        self._encode(batch, part)
                         yield len(batch)
                     part.close()
         finally:
@@ -235,7 +234,7 @@ class FeatureCache:
                 parts.append(part)
                 yield from ((part, key) for key in part.keys)
 
-    def _encode(self, batch: Sequence[tuple[Claimed, Future[np.ndarray]]]) -> np.ndarray:
+    def _encode(self, batch: Sequence[tuple[Claimed, Future[np.ndarray]]], part: Part) -> None:
         images = np.stack([future.result() for _, future in batch])
         expected = (3, self.image_size, self.image_size)
         if images.shape[1:] != expected:
@@ -244,13 +243,15 @@ class FeatureCache:
         # Autocast of the caller would give other values under the same name.
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
             features = self.clip.encode_image(torch.from_numpy(images).to(device), self.stored)
-        try:
-            return self._layout.pack(features)
-        except ValueError as error:
-            names = ", ".join(key for (_, key), _ in batch)
-            raise BadImage(
-                f"cannot store the features of images {names}: {error}; check these pictures, or encode in fp32"
-            ) from error
+        records = self._layout.pack(features)
+        for (_, key), _ in batch:
+            try:
+                record = next(records)
+            except ValueError as error:
+                raise BadImage(
+                    f"cannot store image {key}: {error}; check this picture, or compute in fp32"
+                ) from error
+            part.append(record)
 
     def _write_description(self) -> None:
         file = self.folder / DESCRIPTION_FILE

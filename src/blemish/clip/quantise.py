@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -26,15 +27,18 @@ def quantise(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     type's range, which are divided by a power of two that brings them into it, so that nothing becomes infinite.
     Returns values (..., C) and scales (...,). Raises ValueError for NaN and infinity.
     """
-    values = values.float()
-    peak = values.abs().amax(dim=-1)
-    if not torch.isfinite(peak).all():
+    # Both ends rather than abs() or isfinite(): those make another tensor, and take ten times as long.
+    peak = torch.maximum(values.amax(dim=-1), -values.amin(dim=-1)).float()
+    if not bool(torch.isfinite(peak).all()):
         raise ValueError("NaN or infinity among the features")
     if dtype == torch.int8:
         scale = (peak / _INT8_MAX).clamp_min(torch.finfo(torch.float32).tiny)
         return (values / scale[..., None]).round_().to(dtype), scale
-    excess = peak / torch.finfo(dtype).max
-    scale = torch.where(excess > 1, excess.clamp_min(1).log2().ceil().exp2(), 1.0)
+    inside = torch.isfinite(peak.to(dtype))
+    if bool(inside.all()):
+        return values.to(dtype), torch.ones_like(peak)
+    scale = (peak / torch.finfo(dtype).max).clamp_min(1).log2().ceil().exp2()
+    scale = torch.where(inside, 1.0, scale)
     return (values / scale[..., None]).to(dtype), scale
 
 
@@ -60,7 +64,7 @@ class Array:
     @property
     def count(self) -> int:
         """Values for one image."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @property
     def rows(self) -> int:
@@ -91,24 +95,29 @@ class Layout:
             self.arrays[name] = array
         self.record = end + -end % page
 
-    def pack(self, features: ImageFeatures) -> np.ndarray:
-        """Records of B images: uint8 (B, record). Raises ValueError for NaN and infinity, or other shapes."""
-        records = np.zeros((len(features), self.record), np.uint8)
+    def pack(self, features: ImageFeatures) -> Iterator[np.ndarray]:
+        """The record of each image: uint8 (record,), good until the next one is asked for.
+
+        Raises ValueError for NaN and infinity, or other shapes.
+        """
         found = dict(_tensors(features))
         if {name: tuple(t.shape[1:]) for name, t in found.items()} != {
             name: array.shape for name, array in self.arrays.items()
         }:
             raise ValueError("the features have other shapes than those this cache was made for")
-        for name, array in self.arrays.items():
-            if array.scales is None:
-                values = found[name].float()
-                if not torch.isfinite(values).all():
-                    raise ValueError("NaN or infinity among the features")
-            else:
-                values, scales = quantise(found[name], array.dtype)
-                _put(records, array.scales, scales)
-            _put(records, array.offset, values)
-        return records
+        record = torch.zeros(self.record, dtype=torch.uint8)
+        # One image at a time: memory of this size is used again, that for a batch is asked of the system anew.
+        for row in range(len(features)):
+            for name, array in self.arrays.items():
+                values = found[name][row].detach()
+                if array.scales is None:
+                    if not torch.isfinite(values).all():
+                        raise ValueError("NaN or infinity among the features")
+                else:
+                    values, scales = quantise(values, array.dtype)
+                    _view(record, torch.float32, scales.shape, array.scales).copy_(scales)
+                _view(record, array.dtype, array.shape, array.offset).copy_(values)
+            yield record.numpy()
 
     def unpack(
         self,
@@ -134,15 +143,12 @@ class Layout:
     ) -> Tensor:
         out = torch.empty((len(places), *array.shape), dtype=dtype, device=device)
         for row, (mapped, start) in zip(out, places, strict=True):
-            stored = torch.frombuffer(
-                mapped, dtype=array.dtype, count=array.count, offset=start + array.offset
-            )
+            record = torch.frombuffer(mapped, dtype=torch.uint8, count=self.record, offset=start)
+            stored = _view(record, array.dtype, array.shape, array.offset)
             if array.scales is None:
-                row.copy_(stored.view(array.shape))
+                row.copy_(stored)
             else:
-                where = start + array.scales
-                scale = torch.frombuffer(mapped, dtype=torch.float32, count=array.rows, offset=where)
-                dequantise_into(row, stored.view(array.shape), scale.view(array.shape[:-1]))
+                dequantise_into(row, stored, _view(record, torch.float32, array.shape[:-1], array.scales))
         return out
 
 
@@ -157,9 +163,9 @@ def _tensors(features: ImageFeatures) -> Iterator[tuple[str, Tensor]]:
             yield f"tokens/{stream}/{index}", tokens
 
 
-def _put(records: np.ndarray, offset: int, values: Tensor) -> None:
-    flat = values.detach().cpu().contiguous().flatten(1).view(torch.uint8).numpy()
-    records[:, offset : offset + flat.shape[1]] = flat
+def _view(record: Tensor, dtype: torch.dtype, shape: Sequence[int], offset: int) -> Tensor:
+    """The tensor that lies in a record from byte `offset` on."""
+    return record[offset : offset + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
 
 def _aligned(size: int) -> int:

@@ -166,11 +166,11 @@ class ShardStore:
     def _check(self, shards: Sequence[Shard]) -> None:
         """Compare the checksums of shards; damaged ones are as good as absent."""
         with ThreadPoolExecutor(min(_CHECKERS, os.cpu_count() or 1)) as pool:
-            sums = list(pool.map(lambda shard: sum_records(shard, self.record), shards))
-        for shard, found in zip(shards, sums, strict=True):
-            shard.sound = found == shard.checksum
-            if not shard.sound:
-                self._warn(shard.path.name, "the checksum of its records does not fit")
+            found = list(pool.map(lambda shard: is_sound(shard, self.identity, self.record), shards))
+        for shard, sound in zip(shards, found, strict=True):
+            shard.sound = sound
+            if not sound:
+                self._warn(shard.path.name, "it is not what was written")
                 self._drop(shard.path.name)
 
     def _warn(self, name: str, reason: object) -> None:
@@ -298,24 +298,30 @@ def read_shard(path: Path, identity: str, record: int) -> Shard:
     return Shard(path, keys[:count], len(header), checksum)
 
 
-def sum_records(shard: Shard, record: int) -> int | None:
-    """Checksum of all records of a shard; None when the file ends early or the disk cannot read it.
+def is_sound(shard: Shard, identity: str, record: int) -> bool:
+    """Whether all of a shard can be read and is what was written.
 
     By reading, not through a map, as there a bad disk ends the process.
     """
     total, buffer = 0, np.empty(record, np.uint8)
     try:
-        with shard.path.open("rb") as file:
+        frame = read_shard(shard.path, identity, record)
+        with shard.path.open("rb", buffering=0) as file:
             file.seek(shard.start)
-            for _ in shard.keys:
+            for _ in frame.keys:
                 if file.readinto(buffer.data) < record:
-                    return None
+                    return False
                 total = page_sums(buffer, total)
+    except ValueError:
+        return False
     except OSError as error:
         if error.errno in (errno.EIO, errno.ENOENT):
-            return None
+            return False
         raise _cannot_read(shard.path, error) from error
-    return total
+    return (frame.keys, frame.start) == (
+        shard.keys,
+        shard.start,
+    ) and total == frame.checksum == shard.checksum
 
 
 def page_sums(record: np.ndarray, checksum: int = 0) -> int:
