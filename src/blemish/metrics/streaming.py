@@ -17,7 +17,8 @@ from blemish.metrics.regions import Regions
 MANTISSA = 13  # bits: each halving of the distance to an end has 8192 bins
 INNER = (-48, -1)  # powers of two, in units of the range, that distances inside the range resolve
 OUTER = (-8, 16)  # the same outside it, up to 65536 ranges away
-BLOCK = 1 << 15
+BLOCK = 1 << 15  # bins
+PIXELS = 1 << 16  # pixels a step takes: its work arrays stay in the cache
 
 
 def _key(distance: float) -> int:
@@ -38,22 +39,15 @@ class Scale:
     high: float
 
     def index(self, scores: np.ndarray) -> np.ndarray:
-        """Bin of each score (N,), int32 in [0, BINS); never falls when the score rises. Fastest when sorted."""
+        """Bin of each score (N,), int32 in [0, BINS); never falls when the score rises."""
         index = np.empty(scores.shape, dtype=np.int32)
-        for start in range(0, scores.size, BLOCK):  # work arrays that stay in the cache
-            part = slice(start, start + BLOCK)
+        for start in range(0, scores.size, PIXELS):
+            part = slice(start, start + PIXELS)
             distance = np.subtract(scores[part], self.low, dtype=np.float64)
             if self.high - self.low != 1:
                 distance *= 1.0 / (self.high - self.low)
-            if distance.max() < 0.5:
-                index[part] = self._near(distance)
-            elif distance.min() >= 0.5:
-                index[part] = BINS - 1 - self._near(1.0 - distance)
-            else:
-                mirrored = distance >= 0.5
-                np.subtract(1.0, distance, out=distance, where=mirrored)
-                near = self._near(distance)
-                index[part] = np.subtract(BINS - 1, near, out=near, where=mirrored)
+            near = self._near(np.minimum(distance, 1.0 - distance))
+            index[part] = np.where(distance < 0.5, near, BINS - 1 - near)
         return index
 
     @classmethod
@@ -156,19 +150,26 @@ class BinStore:
 
     def add(self, scores: np.ndarray, least: float, mask: np.ndarray, regions: Regions) -> None:
         """scores: (H, W). least: their minimum. mask: bool (H, W) with its regions."""
-        ordered = np.sort(scores, axis=None)
-        index = self.scale.index(ordered)
-        first = np.append(0, np.flatnonzero(index[1:] != index[:-1]) + 1)
-        pixels = np.diff(first, append=ordered.size)
-        used, last = index[first], first + pixels - 1
-        self._note(used, ordered[first], ordered[first] != ordered[last])
-        self._pixels[used] += pixels
-        self.negatives += ordered.size - regions.areas.size
+        flat = scores.reshape(-1)
+        index = self.scale.index(flat)
+        for start in range(0, flat.size, PIXELS):
+            part = slice(start, start + PIXELS)
+            self._count(index[part], flat[part])
+        self.negatives += scores.size - regions.areas.size
         self.positives += regions.areas.size
-        if regions.count:
-            index = self.scale.index(scores[regions.rows][mask[regions.rows]])
-            np.add.at(self._anomalous, index, 1)
-            np.add.at(self._weights, index, 1.0 / regions.areas)
+        index = index.reshape(scores.shape)[regions.rows][mask[regions.rows]]
+        np.add.at(self._anomalous, index, 1)
+        np.add.at(self._weights, index, 1.0 / regions.areas)
+
+    def _count(self, index: np.ndarray, scores: np.ndarray) -> None:
+        """Count pixels (N,) in their bins. A score other than the bin's first makes it a mixed one."""
+        index = index.astype(np.intp)  # saves a conversion in each of the following steps
+        pure = np.flatnonzero(~self._mixed.take(index))  # soon there are few: most bins in use are mixed
+        at, score = index[pure], scores[pure]
+        fresh = np.flatnonzero(self._pixels[at] == 0)
+        self._score[at[fresh]] = score[fresh]
+        self._mixed[at[self._score[at] != score]] = True
+        np.add.at(self._pixels, index, 1)
 
     def merge(self, other: BinStore) -> None:
         """Add the counts of another state with the same range."""
