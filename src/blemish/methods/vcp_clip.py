@@ -31,8 +31,6 @@ from ..parts.scores import cosine_logits, maximum, top_k_mean
 from ..types import POSITION_RESIZES, FeatureSpec, ImageFeatures, Prediction, Target
 from . import check_options, option
 
-PROMPTS = ("a photo of a good", "a photo of a damaged")
-
 
 @dataclass(frozen=True)
 class VCPCLIPConfig:
@@ -66,10 +64,14 @@ class VCPCLIPConfig:
         " the backbone's own",
         ("auto", "native", "gelu", "quick_gelu"),
     )
+    template: str = option("a photo of a", "words of both prompts before the state word")
+    state_words: tuple[str, ...] = option(("good", "damaged"), "words of the two states, normal first")
     position_resize: str = option("bicubic_antialias", "resizing of the position table", POSITION_RESIZES)
 
     def __post_init__(self) -> None:
         check_options(self)
+        if len(self.state_words) != 2 or not all(word.strip() for word in self.state_words):
+            raise BadOption(f"option state_words is {self.state_words!r}; expected two words, normal first")
         if not self.temperature > 0:
             raise BadOption(f"option temperature is {self.temperature}; expected a number above 0")
         for name, value, end in (("alpha", self.alpha, "1"), ("dropout", self.dropout, "1")):
@@ -143,7 +145,10 @@ class VCPCLIP(nn.Module):
         if config.post_vcp:
             self.post = PatchAttention(shape.embed_dim, shape.vision.width, config.heads)
             self.post_log_scale = nn.Parameter(torch.empty(()), requires_grad=not config.freeze_temperature)
-        self.templates = [template(clip, p, config.category_tokens, "") for p in PROMPTS]
+        self.templates = [
+            template(clip, f"{config.template} {word}", config.category_tokens, "")
+            for word in config.state_words
+        ]
         self._cache = TextCache()
         self.reset()
         self.to(clip.device)

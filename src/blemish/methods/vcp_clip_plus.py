@@ -31,8 +31,6 @@ from ..parts.scores import cosine_logits, scaled_count, top_k_mean
 from ..types import POSITION_RESIZES, FeatureSpec, ImageFeatures, Prediction, Target
 from . import check_options, option
 
-PROMPTS = ("a photo of a good", "a photo of a damaged")
-
 
 @dataclass(frozen=True)
 class VCPCLIPPlusConfig:
@@ -80,10 +78,14 @@ class VCPCLIPPlusConfig:
         " the backbone's own",
         ("auto", "native", "gelu", "quick_gelu"),
     )
+    template: str = option("a photo of a", "words of both prompts before the state word")
+    state_words: tuple[str, ...] = option(("good", "damaged"), "words of the two states, normal first")
     position_resize: str = option("bicubic_antialias", "resizing of the position table", POSITION_RESIZES)
 
     def __post_init__(self) -> None:
         check_options(self)
+        if len(self.state_words) != 2 or not all(word.strip() for word in self.state_words):
+            raise BadOption(f"option state_words is {self.state_words!r}; expected two words, normal first")
         if not self.tau > 0:
             raise BadOption(f"option tau is {self.tau}; expected a number above 0")
         if not math.isfinite(self.uniop_init_logit):
@@ -197,7 +199,10 @@ class VCPCLIPPlus(nn.Module):
         self.post_log_scale = nn.Parameter(torch.empty(()), requires_grad=learned)
         self.alpha = nn.Parameter(torch.empty(())) if config.uniop else None
         self.beta = nn.Parameter(torch.empty(())) if config.loreb else None
-        self.templates = [template(clip, p, 1 if config.idp else config.category_tokens, "") for p in PROMPTS]
+        self.templates = [
+            template(clip, f"{config.template} {word}", 1 if config.idp else config.category_tokens, "")
+            for word in config.state_words
+        ]
         self.reset()
         self.to(clip.device)
 
