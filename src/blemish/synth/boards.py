@@ -240,10 +240,22 @@ def board(rng: Rng, size: int) -> Texture:
     fore = fore / np.maximum(alpha, 0.05)
     offset = max(1, size // 90)
     shadow = np.roll(soft_blur(alpha, max(2, size // 90)), (offset, offset), (0, 1))
-    under = lacquer
+    under = mix(lacquer, rng.uniform(0.55, 0.9), _footprints(placed, scale))
     image = mix(under * (1 - 0.5 * np.clip(shadow, 0, 1)), fore * (1 + 0.03 * clouds(rng, size, 6)), alpha)
     labels = np.asarray(numbers, dtype=np.int32)
     return Texture(image, under=under, labels=labels if placed else None)
+
+
+def _footprints(placed: list[tuple[float, float, float, float]], scale: int) -> Field:
+    """Bare pads under the ends of the components, (S, S): what shows that one is missing."""
+    canvas = Image.new("L", (scale, scale))
+    pen = ImageDraw.Draw(canvas)
+    for left, top, right, bottom in placed:
+        width, inset = 0.25 * (right - left), 0.1 * (bottom - top)
+        for start in (left, right - width):
+            area = (start, top + inset, start + width, bottom - inset)
+            pen.rectangle(tuple(value * scale for value in area), fill=255)
+    return np.asarray(canvas.reduce(2), np.float32) / 255
 
 
 def _free_spot(

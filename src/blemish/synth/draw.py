@@ -160,7 +160,7 @@ def _surface(rng: Rng, size: int, families: Families) -> Scene:
         material = "circuit"
     texture = MATERIAL_FUNCTIONS[material](rng, size)
     image = np.clip(texture.image, 0, 1)
-    if texture.ink is None and texture.alpha is None and material != "tissue" and chance(rng, 0.3):
+    if texture.ink is None and material not in LIVING and chance(rng, 0.3):
         image = fit(rng, image) if texture.labels is None else fit(rng, image, (glare, shade))
     alpha = np.ones((size, size), dtype=np.float32) if texture.alpha is None else texture.alpha
     return Scene(
