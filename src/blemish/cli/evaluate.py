@@ -99,7 +99,8 @@ def evaluate(
         int | None, typer.Option("--limit", help="At most so many images of each class, evenly spread.")
     ] = None,
     save: Annotated[
-        str | None, typer.Option("--save", help="What to write besides the numbers: maps, or none. [none]")
+        str | None,
+        typer.Option("--save", help="What to write besides the numbers, of maps,embeddings; or none. [none]"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in OUT.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in OUT.")] = False,

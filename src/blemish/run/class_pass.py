@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+
+import numpy as np
 
 from blemish.data.images import pixel_count
 from blemish.data.transforms import map_to_size
 from blemish.detector import DECODERS, PIXELS_IN_FLIGHT, Detector
 from blemish.device import peak_memory_mib
+from blemish.errors import BadOption
 from blemish.files import printable_name
 from blemish.metrics import ClassMetrics
+from blemish.output.embeddings import ClassTexts, read_texts, write_projection, write_texts
 from blemish.output.tables import write_map
 from blemish.pipeline import ordered_map
 from blemish.run.evaluate_options import EvaluateOptions
@@ -25,7 +29,7 @@ from blemish.run.scoring import Clock, Outcome, Picture, Scored, Scorer
 from blemish.run.tally import Tally, image_score
 from blemish.types import Sample
 
-MAPS_FOLDER = "maps"
+MAPS_FOLDER, TEXTS_FOLDER = "maps", "embeddings"
 _UNSAFE = re.compile(r'[/\\:*?"<>|\x00-\x1f]')
 
 
@@ -47,10 +51,21 @@ class ClassPass:
         self.detectors, self.options, self.show = detectors, options, on_progress
         self.base = (root if root.is_dir() else root.parent).absolute()
         self.resolution = {label: options.resolution_of(detector) for label, detector in detectors.items()}
+        texts = "embeddings" in options.kinds
+        if texts and (tiled := [label for label, d in detectors.items() if d.setup.tile is not None]):
+            raise BadOption(
+                f"--save embeddings takes whole pictures, {tiled[0]} sees tiles; leave out --tile"
+            )
         self.scorer = Scorer(
-            detectors, {} if options.no_pixel else self.resolution, lambda sample: words[sample.class_name]
+            detectors,
+            {} if options.no_pixel else self.resolution,
+            lambda sample: words[sample.class_name],
+            texts,
         )
-        self.map_folders = self._map_folders(out) if "maps" in options.kinds else {}
+        self.map_folders = self._folders(out / MAPS_FOLDER) if "maps" in options.kinds else {}
+        self.text_folders = self._folders(out / TEXTS_FOLDER) if texts else {}
+        files = _distinct([_component(name) for name in words])
+        self.text_files = {name: f"{file}.npz" for name, file in zip(words, files, strict=True)}
         self.done = self.total = 0
 
     def begin(self, done: int, total: int) -> None:
@@ -95,6 +110,9 @@ class ClassPass:
         self._report(done, None)
         files = self._map_files(name, samples)
         started = time.perf_counter()
+        if self.scorer.surveyors:
+            for number, pictures in enumerate(self._batches(samples, masks=False)):
+                self.scorer.survey(pictures, first=number == 0)
         for batch in self._scored(samples[done:], no_pixel is None):
             for picture, outcome in batch:
                 self._take(picture, outcome, tallies, files[done] if files else None)
@@ -105,6 +123,7 @@ class ClassPass:
                 tally.method += clock.method[label]
             parts.keep_state(digest, done, before + time.perf_counter() - started, tallies)
         failed = {image.path: () for tally in tallies.values() for image in tally.failed}
+        self._write_texts(name, tallies)
         return ClassPart(
             class_name=name,
             digest=digest,
@@ -126,7 +145,31 @@ class ClassPass:
             for label, detector in self.detectors.items()
         }
 
+    def has_texts(self, name: str) -> bool:
+        """Whether the text embeddings of a class are there for every method, or not asked for."""
+        return all((folder / self.text_files[name]).is_file() for folder in self.text_folders.values())
+
+    def draw_texts(self, names: Sequence[str]) -> None:
+        """A picture of every method's text embeddings of these classes. Raises OutputError."""
+        for label, folder in self.text_folders.items():
+            classes = [read_texts(folder / self.text_files[name]) for name in names]
+            if any(texts.images for texts in classes):
+                write_projection(folder.with_name(f"{folder.name}.png"), classes, f"Text embeddings, {label}")
+
+    def _write_texts(self, name: str, tallies: Mapping[str, Tally]) -> None:
+        for label, folder in self.text_folders.items():
+            tally = tallies[label]
+            rows = np.stack(tally.texts) if tally.texts else np.zeros((0, 2, 0), dtype=np.float32)
+            paths, labels = (tuple(getattr(row, key) for row in tally.rows) for key in ("path", "label"))
+            write_texts(folder / self.text_files[name], ClassTexts(name, paths, labels, rows))
+
     def _scored(self, samples: Sequence[Sample], masks: bool) -> Iterator[list[tuple[Picture, Outcome]]]:
+        """Batches in order, each with what the methods said."""
+        with closing(self._batches(samples, masks)) as batches:
+            for batch in batches:
+                yield list(self.scorer.score(batch))
+
+    def _batches(self, samples: Sequence[Sample], masks: bool) -> Generator[list[Picture], None, None]:
         """Batches in order, decoded ahead in threads with bounded pixels."""
         size = self.options.batch_size
         decoded = ordered_map(
@@ -142,10 +185,10 @@ class ClassPass:
             for _, future in decoded:
                 batch.append(future.result())
                 if self.scorer.is_full(batch, size):
-                    yield list(self.scorer.score(batch))
+                    yield batch
                     batch = []
             if batch:
-                yield list(self.scorer.score(batch))
+                yield batch
 
     def _take(
         self, picture: Picture, outcome: Outcome, tallies: Mapping[str, Tally], file: Path | None
@@ -164,7 +207,7 @@ class ClassPass:
             at = picture.size if isinstance(resolution, str) else (resolution, resolution)
             anomaly_map = None if truth is None else map_to_size(found.map, at)
             row = ImageRow(name, sample.label, score, sample.defect, sample.box)
-            tallies[label].add(row, anomaly_map, truth)
+            tallies[label].add(row, anomaly_map, truth, found.texts)
             if file is not None:
                 write_map(self.map_folders[label] / file, map_to_size(found.map, picture.size))
         self._report(1, f"{name}: {error}" if error else None)
@@ -181,9 +224,9 @@ class ClassPass:
             cause = cause.replace(prefix, "")
         return cause
 
-    def _map_folders(self, out: Path) -> dict[str, Path]:
+    def _folders(self, place: Path) -> dict[str, Path]:
         names = _distinct([_component(label) for label in self.detectors])
-        return {label: out / MAPS_FOLDER / n for label, n in zip(self.detectors, names, strict=True)}
+        return {label: place / n for label, n in zip(self.detectors, names, strict=True)}
 
     def _map_files(self, class_name: str, samples: Sequence[Sample]) -> list[Path]:
         """MVTec's places, <class>/test/<defect>/<stem>.tiff, one for every sample; none when not asked for."""

@@ -58,6 +58,7 @@ def evaluate(
     check_output(out, resume=resume, overwrite=overwrite)
     classes, notes = choose_samples(dataset, options, out)
     words = _class_words(dataset, options, class_names or {}, classes)
+    pass_over = ClassPass(detectors, dataset.root, out, options, words, on_progress)
     settings = _settings(detectors, dataset, options, words)
     if resume:
         _check_same(out, settings)
@@ -71,8 +72,8 @@ def evaluate(
     }
     write_json(out / RUN_FILE, run | {"status": "running"})
     counts = {name: count(samples) for name, samples in classes.items()}
-    pass_over = ClassPass(detectors, dataset.root, out, options, words, on_progress)
     parts = _all_parts(pass_over, Parts(out / PARTS_FOLDER), classes, counts, settings, resume)
+    pass_over.draw_texts(list(classes))
     seconds = round(sum(part.seconds for part in parts), 3)
     evaluation = Evaluation(
         dataset=dataset.name,
@@ -216,7 +217,8 @@ def _all_parts(
     found: dict[int, ClassPart] = {}
     for number, (name, samples) in enumerate(classes.items()):
         part = parts.load(number, digests[name]) if resume else None
-        if part is not None and part.stamps == pass_over.stamps(samples, part.stamps):
+        kept = part is not None and pass_over.has_texts(name)
+        if part is not None and kept and part.stamps == pass_over.stamps(samples, part.stamps):
             found[number] = part
     done = sum(len(samples) for number, samples in enumerate(classes.values()) if number in found)
     pass_over.begin(done, sum(map(len, classes.values())))

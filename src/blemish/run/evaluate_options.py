@@ -11,7 +11,7 @@ from blemish.metrics import MetricOptions
 from blemish.run.scoring import Resolution
 from blemish.run.tally import top_k
 
-SAVED_KINDS = ("maps",)
+SAVED_KINDS = ("maps", "embeddings")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class EvaluateOptions:
     class_name: what methods are told that every image shows; None: the dataset's word for its class.
     classes: only these, as a tuple or separated by commas; empty: all.
     limit: at most so many images of a class, evenly from its list.
-    save: what to write besides the numbers, of "maps" (TIFF at every image's own size).
+    save: what to write besides the numbers, of "maps" (TIFF at every image's own size) and "embeddings" (text
+        features of every image by class, and a picture of them).
     batch_size: images that go through the network together. seed: of every random number.
     """
 

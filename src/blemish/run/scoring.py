@@ -16,8 +16,8 @@ from blemish.data.samples import load_mask, load_pixels
 from blemish.data.transforms import Box, TileBlender, map_to_size, preprocess, resize_mask, tiles
 from blemish.detector import PIXELS_IN_FLIGHT, Detector
 from blemish.device import is_out_of_memory
-from blemish.errors import BadImage
-from blemish.types import Sample
+from blemish.errors import BadImage, BadOption
+from blemish.types import Prediction, Sample, Surveys
 
 TILE_BATCH = 8
 Resolution = int | str  # side of square maps in pixels, or "native"
@@ -68,10 +68,30 @@ class Picture:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a method said about one picture. map: float32, at network size (the picture's own when tiled)."""
+    """What a method said about one picture. map: float32, at network size (the picture's own when tiled).
+
+    texts: its unit text features where they were asked for, float32 (2, D) or (layers, 2, D).
+    """
 
     map: np.ndarray
     score: float
+    texts: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a method said about B network inputs: maps (B, S, S), scores (B,), texts (1 or B, [layers,] 2, D)."""
+
+    maps: np.ndarray
+    scores: np.ndarray
+    texts: np.ndarray | None
+
+    def row(self, number: int) -> Scored:
+        """One of them."""
+        texts = self.texts
+        if texts is not None:
+            texts = texts[number if len(texts) > 1 else 0]
+        return Scored(self.maps[number], float(self.scores[number]), texts)
 
 
 @dataclass
@@ -89,7 +109,7 @@ class Scorer:
     """Runs several detectors over samples.
 
     detectors: by label. resolutions: label -> at which masks are needed; empty for no masks. name_of: what
-    methods are told that a sample shows.
+    methods are told that a sample shows. texts: pictures seen whole get their text features too.
     """
 
     def __init__(
@@ -97,8 +117,9 @@ class Scorer:
         detectors: Mapping[str, Detector],
         resolutions: Mapping[str, Resolution],
         name_of: Callable[[Sample], str],
+        texts: bool = False,
     ) -> None:
-        self.detectors, self.name_of = detectors, name_of
+        self.detectors, self.name_of, self.texts = detectors, name_of, texts
         self.groups = tuple(_groups(detectors))
         self.resolutions = tuple(dict.fromkeys(resolutions.values()))
         self.clock = Clock()
@@ -135,6 +156,37 @@ class Scorer:
         """Whether a batch should go to the network: enough pictures, or enough pixels held in memory."""
         return len(batch) >= batch_size or sum(p.cost for p in batch) >= PIXELS_IN_FLIGHT
 
+    @property
+    def surveyors(self) -> list[str]:
+        """Labels of the methods that look at a class's images before any is scored."""
+        found = {label: detector.method for label, detector in self.detectors.items()}
+        return [label for label, method in found.items() if isinstance(method, Surveys) and method.surveys]
+
+    @torch.inference_mode()
+    def survey(self, batch: Sequence[Picture], first: bool) -> None:
+        """Let these methods look at pictures. first: what they have seen before is another class's."""
+        good = [picture for picture in batch if picture.error is None]
+        asking = set(self.surveyors)
+        for number, group in enumerate(self.groups):
+            for label in (label for labels in group.passes for label in labels if label in asking):
+                method = self.detectors[label].method
+                assert isinstance(method, Surveys)
+                if first:
+                    method.forget_survey()
+                if good:
+                    inputs = np.stack([self._whole(picture, number) for picture in good])
+                    images = torch.from_numpy(inputs).to(group.clip.device)
+                    names = [self.name_of(picture.sample) for picture in good]
+                    method.survey(group.clip.encode_image(images, method.needs), names)
+
+    def _whole(self, picture: Picture, number: int) -> np.ndarray:
+        """A picture as one network input, also where it will be scored in tiles."""
+        seen = picture.inputs[number]
+        if seen is not None:
+            return seen
+        assert picture.pixels is not None
+        return self.groups[number].network_input(picture.pixels)
+
     def score(self, batch: Sequence[Picture]) -> Iterator[tuple[Picture, Outcome]]:
         """Every picture with what each method said; one by one when memory is short for all together."""
         good = [picture for picture in batch if picture.error is None]
@@ -161,9 +213,9 @@ class Scorer:
             if whole:
                 inputs = [x for i in whole if (x := pictures[i].inputs[number]) is not None]
                 names = [self.name_of(pictures[i].sample) for i in whole]
-                for label, (maps, scores) in self._forward(group, np.stack(inputs), names).items():
+                for label, output in self._forward(group, np.stack(inputs), names).items():
                     for row, i in enumerate(whole):
-                        outcomes[i][label] = self._checked(label, maps[row], float(scores[row]))
+                        outcomes[i][label] = self._checked(label, output.row(row))
             for i, picture in enumerate(pictures):
                 if picture.inputs[number] is None:
                     outcomes[i] |= self._tiled(group, picture)
@@ -179,27 +231,25 @@ class Scorer:
         for first in range(0, len(boxes), TILE_BATCH):
             part = boxes[first : first + TILE_BATCH]
             inputs = [group.network_input(picture.pixels[y0:y1, x0:x1]) for x0, y0, x1, y1 in part]
-            for label, (maps, scores) in self._forward(group, np.stack(inputs), [name] * len(part)).items():
-                for box, tile_map in zip(part, maps, strict=True):
+            for label, output in self._forward(group, np.stack(inputs), [name] * len(part)).items():
+                for box, tile_map in zip(part, output.maps, strict=True):
                     blenders[label].add(box, map_to_size(tile_map, (box.y1 - box.y0, box.x1 - box.x0)))
-                best[label].extend(scores.tolist())
+                best[label].extend(output.scores.tolist())
         return {
-            label: self._checked(label, blenders[label].result(), float(np.max(best[label])))
+            label: self._checked(label, Scored(blenders[label].result(), float(np.max(best[label]))))
             for label in labels
         }
 
-    def _checked(self, label: str, anomaly_map: np.ndarray, score: float) -> Scored | str:
-        if np.isfinite(score) and np.isfinite(anomaly_map).all():
-            return Scored(anomaly_map, score)
+    def _checked(self, label: str, scored: Scored) -> Scored | str:
+        if np.isfinite(scored.score) and np.isfinite(scored.map).all():
+            return scored
         precision = self.detectors[label].precision
         hint = "" if precision == "fp32" else f"; {precision} may overflow, try --precision fp32"
         return f"{label} returned NaN or infinity for this image{hint}"
 
     @torch.inference_mode()
-    def _forward(
-        self, group: Group, inputs: np.ndarray, names: Sequence[str]
-    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """float32 (B, 3, S, S) -> by label float32 maps (B, S, S) and scores (B,)."""
+    def _forward(self, group: Group, inputs: np.ndarray, names: Sequence[str]) -> dict[str, Output]:
+        """float32 (B, 3, S, S) -> what each method says, by label, in float32."""
         found = {}
         images = torch.from_numpy(inputs).to(group.clip.device)
         for labels in group.passes:
@@ -211,10 +261,21 @@ class Scorer:
                 begun = time.perf_counter()
                 prediction = method(features, names)
                 maps, scores = (t.float().cpu().numpy() for t in (prediction.map, prediction.score))
+                texts = self._texts(label, prediction)
                 self.clock.method[label] += time.perf_counter() - begun
                 self.clock.encoder[label] += encoded - started
-                found[label] = maps, scores
+                found[label] = Output(maps, scores, texts)
         return found
+
+    def _texts(self, label: str, prediction: Prediction) -> np.ndarray | None:
+        """The text features of a prediction where they are asked for; BadOption where the method has none."""
+        if not self.texts:
+            return None
+        found = prediction.details.get("text_features")
+        if found is None:
+            raise BadOption(f"{label} compares images with no texts; leave --save embeddings out for it")
+        values: np.ndarray = found.float().cpu().numpy()
+        return values
 
 
 def _now(device: torch.device) -> float:

@@ -32,6 +32,7 @@ class Tally:
     """Running state of one method on one class; pickles.
 
     emptied: outlined images whose mask is empty at the resolution of the metrics. encoder, method: seconds.
+    texts: text features of the images in `rows`, where they are collected.
     """
 
     metrics: ClassMetrics
@@ -40,8 +41,15 @@ class Tally:
     emptied: int = 0
     encoder: float = 0.0
     method: float = 0.0
+    texts: list[np.ndarray] = field(default_factory=list)
 
-    def add(self, row: ImageRow, anomaly_map: np.ndarray | None, truth: np.ndarray | None) -> None:
+    def add(
+        self,
+        row: ImageRow,
+        anomaly_map: np.ndarray | None,
+        truth: np.ndarray | None,
+        texts: np.ndarray | None = None,
+    ) -> None:
         """One image. anomaly_map, truth: (H, W), both or none; without them it counts at image level only."""
         try:
             self.metrics.update(row.label, row.score, anomaly_map, truth, row.path)
@@ -49,6 +57,8 @@ class Tally:
             self.fail(row.path, str(error))
             return
         self.rows.append(row)
+        if texts is not None:
+            self.texts.append(texts)
         self.emptied += row.label == 1 and truth is not None and not truth.any()
 
     def fail(self, path: str, cause: str) -> None:
