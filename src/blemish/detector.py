@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 Source = str | Path | Image.Image | np.ndarray
 DECODERS = 4
 PIXELS_IN_FLIGHT = 64_000_000
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class Detector:
             if value is not None and not math.isfinite(value):
                 raise BadOption(f"{name} is {value}; expected a finite number")
         self.clip, self.method, self.setup = clip, method, setup
+        self._warned = False
 
     @property
     def map_range(self) -> tuple[float, float]:
@@ -115,6 +118,16 @@ class Detector:
     def precision(self) -> str:
         """ "fp32", "bf16" or "fp16"."""
         return precision_name(self.clip.dtype)
+
+    def warn_without_class_name(self) -> None:
+        """Say once that a method whose texts name the class has been told none; called before the first image."""
+        if not self._warned and self.setup.class_name is None and uses_class_names(self.method):
+            log.warning(
+                '%s puts class names into its texts and falls back to "object"; pass --class-name "what the '
+                'images show" (class_name= in Python)',
+                self.setup.method,
+            )
+        self._warned = True
 
     def save(self, path: str | Path, notes: str = "") -> None:
         """Write the learned parts, options, image size and thresholds as our own checkpoint file.
@@ -265,6 +278,7 @@ class Detector:
         self, inputs: np.ndarray, attention: bool = False
     ) -> tuple[np.ndarray, np.ndarray, Sequence[np.ndarray | None]]:
         """float32 (B, 3, S, S) -> float32 maps (B, S, S), scores (B,), and B attention maps where asked for."""
+        self.warn_without_class_name()
         images = torch.from_numpy(inputs).to(self.device)
         features = self.clip.encode_image(images, self.method.needs)
         name = self.setup.class_name
@@ -273,6 +287,11 @@ class Detector:
         if attention:
             looks = list(cast("Attends", self.method).attention_maps(features).float().cpu().numpy())
         return prediction.map.float().cpu().numpy(), prediction.score.float().cpu().numpy(), looks
+
+
+def uses_class_names(method: Method) -> bool:
+    """Whether a method's texts name the class, so that it should be told what images show."""
+    return bool(getattr(method, "uses_class_names", False))
 
 
 def check_image_size(size: int, patch_size: int) -> None:

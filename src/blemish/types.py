@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -129,7 +129,11 @@ class Prediction:
 
 @runtime_checkable
 class Method(Protocol):
-    """The contract between a method and everything else. Methods are `nn.Module`s built on a frozen CLIP."""
+    """The contract between a method and everything else. Methods are `nn.Module`s built on a frozen CLIP.
+
+    A method whose texts name the class says so in an attribute `uses_class_names = True` (missing: False); without
+    names it falls back to "object", of which the detector and the evaluation warn its user once.
+    """
 
     config: Any
     needs: FeatureSpec
@@ -173,6 +177,30 @@ class Surveys(Protocol):
 
     def forget_survey(self) -> None:
         """Begin anew, before another dataset."""
+        ...
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """Methods that compare an image with a few normal ones (few-shot): an optional ability.
+
+    The memory is no learned part: it is in no checkpoint and in no `state_dict`. With one, maps and scores are the
+    few-shot ones, and `map_range` and `score_range` may be others.
+    """
+
+    def remember(self, features: ImageFeatures) -> None:
+        """Add B normal images, encoded as `needs` says; may be called for one batch after the other."""
+        ...
+
+    def memory(self) -> dict[str, Tensor]:
+        """What is remembered, by name; empty without any normal image."""
+        ...
+
+    def recall(self, tensors: Mapping[str, Tensor]) -> None:
+        """Remember exactly what `memory` once gave; an empty mapping forgets everything.
+
+        Raises ValueError when it does not fit the method's options or backbone.
+        """
         ...
 
 

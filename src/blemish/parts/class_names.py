@@ -13,6 +13,9 @@ from torch import Tensor
 from ..clip.model import CLIP
 from .prompts import tokenizer_of
 
+# What every method falls back to when nothing says what its images show.
+GENERIC = "object"
+
 
 def spaced(name: str) -> str:
     """A class name as it stands in prompts: "Pipe_fryum" -> "pipe fryum"."""
@@ -22,6 +25,18 @@ def spaced(name: str) -> str:
 def cleaned(name: str) -> str:
     """A class name without digits: "macaroni2" -> "macaroni", "01" -> ""."""
     return spaced(re.sub(r"[0-9]+", "", name))
+
+
+def in_prompts(class_names: Sequence[str] | None, count: int) -> list[str]:
+    """The word for each of `count` images: names with spaces for underscores, GENERIC without names.
+
+    Raises ValueError unless there is one name per image.
+    """
+    if class_names is None:
+        return [GENERIC] * count
+    if len(class_names) != count:
+        raise ValueError(f"{len(class_names)} class names for {count} images; expected one each")
+    return [" ".join(name.replace("_", " ").split()) or GENERIC for name in class_names]
 
 
 class ClassNameFilter:

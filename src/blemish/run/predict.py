@@ -133,6 +133,7 @@ def predict_folder(
     if resume:
         _check_same(out, settings)
     make_folder(out)
+    detector.warn_without_class_name()
     run = _run_info(detector, settings, batch_size) | dict(about or {})
     write_json(out / RUN_FILE, run | {"status": "running"})
     with PredictionWriter(out, resume=resume) as writer, GallerySpool(out, resume=resume) as spool:
