@@ -221,6 +221,8 @@ def test_options_are_checked() -> None:
         MetricOptions(protocol="anomaly_clip")
     with pytest.raises(BadOption, match="cannot be merged"):
         PixelMetrics().merge(PixelMetrics(MetricOptions(connectivity=4)))
+    with pytest.raises(BadOption, match="into itself"):
+        (one := PixelMetrics()).merge(one)
     with pytest.raises(BadOption, match="gathered with"):
         PixelMetrics().compute(MetricOptions(mode="streaming"))
 

@@ -10,7 +10,7 @@ from blemish.metrics.buffer import Buffer
 from blemish.metrics.ranking import Groups
 from blemish.metrics.regions import Regions
 
-BLOCK = 16384  # anomalous pixels a step of the final pass takes: its work arrays stay in the cache
+BLOCK = 32768  # anomalous pixels a step of the final pass takes: its work arrays stay in the cache
 SHORT_TIE = 8  # so many equal normal scores are passed one by one, which is faster than another search
 
 

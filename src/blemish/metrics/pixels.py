@@ -121,7 +121,9 @@ class PixelMetrics:
         self.regions += regions.count
 
     def merge(self, other: PixelMetrics) -> None:
-        """Add the images of another state. Raises BadOption when it was gathered otherwise."""
+        """Add the images of another state. Raises BadOption for this state or one that was gathered otherwise."""
+        if other is self:
+            raise BadOption("a state cannot be merged into itself: its images would count twice")
         mine, theirs = self.options.gathering, other.options.gathering
         if mine != theirs:
             raise BadOption(f"states gathered with {mine} and {theirs} cannot be merged; use equal options")

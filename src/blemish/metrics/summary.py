@@ -47,7 +47,7 @@ class ClassMetrics:
         self.images.merge(added)
 
     def merge(self, other: ClassMetrics) -> None:
-        """Add the images of another state of the same class. Raises BadOption when its options differ."""
+        """Add the images of another state of the same class. Raises BadOption as `PixelMetrics.merge` does."""
         self.pixels.merge(other.pixels)
         self.images.merge(other.images)
 
