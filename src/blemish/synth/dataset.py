@@ -25,7 +25,7 @@ from blemish.synth.families import HELD_OUT, SURFACE, TRAINING, Families
 
 GENERATOR = 2
 """Counts the changes of what a seed draws."""
-MAX_SIZE = 4096
+MAX_SIZE, MAX_COUNT = 4096, 10_000_000
 ABOUT_FILE, README_FILE = "synth.json", "README.md"
 NAMED = {"training": TRAINING, "held_out": HELD_OUT, "all": Families()}
 CHUNK = 8
@@ -85,6 +85,8 @@ def check_numbers(count: int, size: int, seed: int, workers: int | None) -> None
     """Raises BadOption for a number outside its range."""
     if count < 1:
         raise BadOption(f"count is {count}; ask for at least one picture")
+    if count > MAX_COUNT:
+        raise BadOption(f"count is {count}; expected at most {MAX_COUNT}")
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise BadOption(f"size is {size}; expected {MIN_SIZE} to {MAX_SIZE} pixels")
     if not 0 <= seed < 2**63:
