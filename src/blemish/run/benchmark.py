@@ -16,9 +16,9 @@ import torch
 from blemish.checkpoint import package_versions
 from blemish.data.layouts import open_dataset
 from blemish.detector import Detector
-from blemish.device import machine
+from blemish.device import machine, resolve_device, resolve_precision
 from blemish.errors import BadOption, BlemishError, OutputError
-from blemish.files import make_folder, write_whole
+from blemish.files import make_folder
 from blemish.output.benchmark_report import write_benchmark_report
 from blemish.output.benchmark_tables import write_csv, write_markdown, write_tex
 from blemish.run.board import CSV_COLUMNS, Target, csv_rows, plain_settings, scoreboard, usual
@@ -37,9 +37,10 @@ from blemish.run.evaluate import evaluate
 from blemish.run.evaluate_options import EvaluateOptions
 from blemish.run.overlap import overlap
 from blemish.run.plan import DatasetPlan, Plan
+from blemish.run.predict import RUN_FILE, check_output, write_json
 from blemish.run.shots import draw_shots, load_shots, save_shots
 
-RUN_FILE, REPORT_FILE = "run.json", "report.html"
+REPORT_FILE = "report.html"
 TOGETHER = 5
 Ready = Sequence[tuple[Cell, Detector]]
 Progress = Callable[[int, int, str | None], None]
@@ -114,22 +115,12 @@ def benchmark(
     options = options or BenchmarkOptions()
     out = Path(options.out)
     check_output(out, resume=resume, overwrite=overwrite)
+    resolve_precision(options.precision, resolve_device(options.device))
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if options.limit is not None:
         plan = replace(plan, limit=options.limit)
     return _Benchmark(plan, roots, options, resume, on_progress).run()
-
-
-def check_output(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse an output folder that holds an earlier run, unless it is to be resumed or overwritten."""
-    if resume and overwrite:
-        raise BadOption("--resume and --overwrite exclude each other; choose one")
-    if not (resume or overwrite) and (out / RUN_FILE).exists():
-        raise OutputError(
-            f"{out} holds an earlier run; go on with it with --resume, replace it with --overwrite, "
-            f"or choose another folder with --out"
-        )
 
 
 class _Benchmark:
@@ -165,7 +156,7 @@ class _Benchmark:
         make_folder(self.out)
         run: dict[str, Any] = {"versions": package_versions(), "status": "running", "started": begun}
         run |= {"plan": plain_settings(self.plan), "machine": {}}
-        self._write_json(run)
+        write_json(self.out / RUN_FILE, run)
         if self.resume:
             self._take_over()
         self._report(0, None)
@@ -180,9 +171,6 @@ class _Benchmark:
         failed = sum(bool(outcome.error) for _, outcome in self.found.values())
         total = len(self.cells)
         return BenchmarkSummary(self.out, total, total - failed, failed, self.skipped, seconds)
-
-    def _write_json(self, run: Mapping[str, Any]) -> None:
-        write_whole(self.out / RUN_FILE, (json.dumps(run, indent=2, ensure_ascii=False) + "\n").encode())
 
     def _report(self, units: int, error: str | None) -> None:
         self.done_units += units
@@ -222,11 +210,12 @@ class _Benchmark:
                 self._evaluate(target, ready)
         self._pictures(target)
 
-    def _keep(self, cell: Cell, outcome: Outcome, units: int | None = None) -> None:
+    def _keep(self, cell: Cell, outcome: Outcome, shown: bool = True) -> None:
         self.found[cell.name] = cell, outcome
         save_cell(self.out, cell, outcome)
-        units = self.units[cell.dataset.name] if units is None else units
-        self._report(units, f"{cell.title}: {outcome.error}" if outcome.error else None)
+        if shown:
+            error = f"{cell.title}: {outcome.error}" if outcome.error else None
+            self._report(self.units[cell.dataset.name], error)
 
     def _load(self, cell: Cell) -> Detector | None:
         """The detector of a cell, trained first if the plan says so; None when that failed."""
@@ -260,7 +249,8 @@ class _Benchmark:
             return
         self.done_units = before
         for cell, outcome in outcomes:
-            self._keep(cell, outcome)
+            self._keep(cell, outcome, shown=False)
+        self._report(sum(self.units[cell.dataset.name] for cell, _ in ready), None)
 
     def _pass_over(self, target: Target, ready: Ready) -> Iterator[tuple[Cell, Outcome]]:
         assert target.dataset is not None
@@ -370,7 +360,7 @@ class _Benchmark:
         write_markdown(self.out / "tables.md", board)
         write_tex(self.out / "tables.tex", board)
         write_benchmark_report(self.out / REPORT_FILE, board, self.plan.fpr_limit)
-        self._write_json(run)
+        write_json(self.out / RUN_FILE, run)
 
 
 def _open(plan: DatasetPlan) -> Target:

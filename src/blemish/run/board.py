@@ -23,6 +23,7 @@ from blemish.output.scoreboard import (
     average,
 )
 from blemish.run.cells import Cell, Outcome
+from blemish.run.overlap import catalogue_name
 from blemish.run.plan import DatasetPlan, MethodPlan, Plan
 from blemish.run.published import PublishedRow, find_published
 from blemish.run.results import METRICS, Evaluation, MethodResult
@@ -188,11 +189,15 @@ def _class(results: Sequence[MethodResult], name: str) -> ClassScores:
 
 
 def _printed(target: Target, cell: Cell, result: MethodResult | None) -> dict[str, Printed]:
-    """Published figures of a cell's method. The checkpoint's word on its training goes before the plan's."""
+    """Published figures of a cell's method.
+
+    The checkpoint's word on its training goes before the plan's, unless the plan itself had it trained.
+    """
     variant = cell.method.variant
     if variant is None or not target.published_name:
         return {}
-    auxiliary = (result.auxiliary if result is not None else "") or cell.auxiliary
+    says = "" if result is None or cell.method.train is not None else result.auxiliary
+    auxiliary = catalogue_name(says or cell.auxiliary)
     figures = find_published(cell.method.method, target.published_name, variant, auxiliary)
     return {
         name: Printed(

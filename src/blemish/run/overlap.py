@@ -54,8 +54,12 @@ def _trained_on(cell: Cell, checkpoint: Path | None) -> list[str]:
     except (BlemishError, OSError):
         pass  # loading it will say what is wrong with it
     names = [part.strip() for text in texts for part in re.split(r"[+,;&/]| and ", text) if part.strip()]
-    entries = {name: next((e.name for e in CATALOG.values() if e.knows_folder(name)), name) for name in names}
-    return list(dict.fromkeys(entries.values()))
+    return list(dict.fromkeys(map(catalogue_name, names)))
+
+
+def catalogue_name(name: str) -> str:
+    """The catalogue's name of a dataset that goes by `name` ("MVTec AD" is "mvtec"); else the name itself."""
+    return next((entry.name for entry in CATALOG.values() if entry.knows_folder(name)), name)
 
 
 def _shared_classes(auxiliary: str, dataset: Dataset | None) -> list[str]:
