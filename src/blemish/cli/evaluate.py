@@ -180,7 +180,7 @@ def _show(found: Evaluation) -> None:
     """The tables on standard output."""
     from rich.console import Console
 
-    from blemish.run.result_tables import method_notes, method_table, method_title
+    from blemish.run.result_tables import means_table, method_notes, method_table, method_title
 
     # As wide as tables need: a narrow terminal wraps lines, which reads better than columns cut short.
     console = Console(width=1000, highlight=False, markup=False)
@@ -190,6 +190,8 @@ def _show(found: Evaluation) -> None:
         for note in method_notes(method):
             console.print(f"  {note}")
         console.print()
+    if len(found.methods) > 1:
+        console.print(means_table(found))
 
 
 def _summarise(found: Evaluation, out: Path) -> None:

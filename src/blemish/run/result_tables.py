@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from rich import box
 from rich.table import Table
 
-from blemish.run.results import ClassResult, MeanScore, MethodResult, Score
+from blemish.run.results import ClassResult, Evaluation, MeanScore, MethodResult, Score
+from blemish.run.tally import NO_PIXEL
 
 COLUMNS = {
     "image_auroc": "image\nAUROC",
@@ -24,12 +25,7 @@ ABSENT = "–"
 
 def method_table(found: MethodResult) -> Table:
     """Rows are classes, then the mean; values in percent."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("class", no_wrap=True)
-    for name in ("normal", "anomalous"):
-        table.add_column(f"\n{name}", justify="right", no_wrap=True)
-    for title in COLUMNS.values():
-        table.add_column(title, justify="right", no_wrap=True)
+    table = _empty("class", "\nnormal", "\nanomalous", *COLUMNS.values())
     for name, one in found.classes.items():
         cells = [_percent(one.metrics[metric]) for metric in COLUMNS]
         table.add_row(name, str(one.counts.normal), str(one.counts.anomalous), *cells)
@@ -37,6 +33,22 @@ def method_table(found: MethodResult) -> Table:
     counts = [one.counts for one in found.classes.values()]
     total = (str(sum(c.normal for c in counts)), str(sum(c.anomalous for c in counts)))
     table.add_row("mean", *total, *(_percent(found.mean[metric]) for metric in COLUMNS), style="bold")
+    return table
+
+
+def means_table(found: Evaluation) -> Table:
+    """Rows are methods: the means over classes, in percent."""
+    table = _empty("mean of", *COLUMNS.values())
+    for method in found.methods:
+        table.add_row(method.label, *(_percent(method.mean[metric]) for metric in COLUMNS))
+    return table
+
+
+def _empty(first: str, *titles: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
     return table
 
 
@@ -51,8 +63,10 @@ def method_notes(found: MethodResult) -> Iterator[str]:
     )
     yield from _means(found)
     for name, one in found.classes.items():
+        # Why pixel metrics are absent stands with the means.
         for note in one.notes:
-            yield f"{name}: {note}"
+            if not note.startswith(NO_PIXEL):
+                yield f"{name}: {note}"
     if how.mode == "streaming":
         yield f"error bounds of the streaming metrics: at most {_largest_bound(found):.2g}"
     speed = found.speed

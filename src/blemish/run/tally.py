@@ -25,6 +25,7 @@ from blemish.run.results import (
 CURVE_POINTS = 200
 FINE = 1000  # steps of the curve that the points are chosen from
 BINS = 30
+NO_PIXEL = "no pixel metrics: "  # begins the note that says why
 
 
 @dataclass
@@ -97,7 +98,7 @@ class Tally:
         notes = []
         bare = counts.anomalous - counts.with_mask
         if no_pixel is not None:
-            notes.append(f"no pixel metrics: {no_pixel}")
+            notes.append(f"{NO_PIXEL}{no_pixel}")
         elif bare:
             notes.append(f"{bare} of {counts.anomalous} anomalous images have no mask: at image level only")
         if self.emptied:
