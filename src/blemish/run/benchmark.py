@@ -154,7 +154,11 @@ class _Benchmark:
         self._check_overlaps()
         make_folder(self.out)
         run: dict[str, Any] = {"versions": package_versions(), "status": "running", "started": begun}
-        run |= {"plan": plain_settings(self.plan), "machine": {}}
+        run |= {
+            "plan": plain_settings(self.plan),
+            "options": {"precision": self.options.precision, "batch_size": self.options.batch_size},
+            "machine": machine(resolve_device(self.options.device)),
+        }
         write_json(self.out / RUN_FILE, run)
         if self.resume:
             self._take_over()
@@ -163,9 +167,7 @@ class _Benchmark:
             self._measure(target)
             self._write(run)  # what is done can be read, however the run ends
         seconds = time.perf_counter() - started
-        clip = next(iter(self.detectors.values()), None)
         run |= {"status": "done", "seconds": round(seconds, 3), "cells": len(self.cells)}
-        run["machine"] = {} if clip is None else machine(clip.device)
         self._write(run)
         failed = sum(bool(outcome.error) for _, outcome in self.found.values())
         total = len(self.cells)
@@ -208,6 +210,7 @@ class _Benchmark:
             if ready:
                 self._evaluate(target, ready)
         self._pictures(target)
+        self.detectors.clear()
 
     def _keep(self, cell: Cell, outcome: Outcome, shown: bool = True) -> None:
         self.found[cell.name] = cell, outcome
