@@ -371,6 +371,7 @@ class TestData:
         ({"cache": "maybe"}, "cache is 'maybe'"),
         ({"cache": -1}, "cache is -1"),
         ({"betas": (0.5,)}, "betas"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
         ({"precision": "int4"}, "precision"),
     ],
 )
@@ -388,6 +389,59 @@ def test_no_augmentation_can_be_asked_for(small_backbone: Path) -> None:
     )
     assert complete(options, clip).augmentation == "none"
     assert complete(options, clip).copies == 1
+
+
+def give_anomaly_clip_sgd(monkeypatch: pytest.MonkeyPatch) -> list[torch.optim.Optimizer]:
+    """AnomalyCLIP with an optimiser and a schedule of its own; the optimisers it has made."""
+    from blemish.methods.anomaly_clip import AnomalyCLIP
+
+    made: list[torch.optim.Optimizer] = []
+
+    def optimiser(self: AnomalyCLIP, learning_rate: float) -> torch.optim.Optimizer:
+        made.append(torch.optim.SGD(self.parameters(), lr=learning_rate, momentum=0.9, weight_decay=5e-4))
+        return made[-1]
+
+    monkeypatch.setattr(AnomalyCLIP, "optimiser", optimiser, raising=False)
+    factor = lambda self, progress, epoch: 0.25 if epoch == 0 else 1 - progress  # noqa: E731
+    monkeypatch.setattr(AnomalyCLIP, "rate_factor", factor, raising=False)
+    return made
+
+
+@pytest.mark.parametrize(("schedule", "second"), [("auto", 0.25), ("linear", 0.9), ("constant", 1.0)])
+def test_a_method_may_have_its_own_optimiser_and_schedule(
+    schedule: str, second: float, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = give_anomaly_clip_sgd(monkeypatch)
+    rates: list[float] = []
+    plain = torch.optim.SGD.step
+
+    def step(self: Any, *given: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return plain(self, *given)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    run(learning_rate=0.01, schedule=schedule)
+    assert len(made) == 1 and made[0].param_groups[0]["weight_decay"] == 5e-4
+    assert rates[1] == pytest.approx(0.01 * second)
+    assert rates[-1] == pytest.approx(0.01 * {"auto": 0.1, "linear": 0.1, "constant": 1.0}[schedule])
+
+
+def test_an_own_optimiser_is_resumed_and_takes_what_it_knows(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = give_anomaly_clip_sgd(monkeypatch)
+    whole = run(out="whole", weight_decay=0.01)
+    assert made[0].param_groups[0]["weight_decay"] == 0.01
+
+    def interrupt(line: Any) -> None:
+        if line["phase"] == "training" and line["step"] == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(out="cut", weight_decay=0.01, show=interrupt)
+    assert same(weights(run(out="cut", weight_decay=0.01, resume=True)), weights(whole))
+    with pytest.raises(BadOption, match="SGD, which has no betas"):
+        run(out="other", betas=(0.5, 0.9))
 
 
 def test_an_infinite_loss_stops_the_run(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

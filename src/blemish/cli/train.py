@@ -64,7 +64,8 @@ def train(
         float | None, typer.Option("--learning-rate", help="Default: the paper's.")
     ] = None,
     schedule: Annotated[
-        str | None, typer.Option("--schedule", help="Of the rate: constant, linear or cosine. [constant]")
+        str | None,
+        typer.Option("--schedule", help="Of the rate: constant, linear or cosine; default: the paper's."),
     ] = None,
     augmentation: Annotated[
         str | None, typer.Option("--augmentation", help="none, vcp or vcp_mosaic; default: the paper's.")

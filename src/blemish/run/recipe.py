@@ -18,7 +18,7 @@ from blemish.methods import method_class
 if TYPE_CHECKING:
     from blemish.clip.model import CLIP
 
-SCHEDULES = ("constant", "linear", "cosine")
+SCHEDULES = ("auto", "constant", "linear", "cosine")
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,14 @@ class TrainOptions:
     "auto" and "fp32" are exact, "bf16" and "fp16" are autocast with losses and learned parts in fp32.
     epochs, batch_size (over all processes), learning_rate, seed, augmentation ("none", "vcp", "vcp_mosaic", or
     "auto" for the recipe's): the recipe. schedule: of the learning rate, "constant", or falling to 0 as
-    "linear" or "cosine". betas, weight_decay: of Adam. map_size: side at which maps and masks are compared;
-    None is the image size.
+    "linear" or "cosine"; "auto" is the method's own, constant for most. betas, weight_decay: of the optimiser,
+    Adam for most; None: the method's own. map_size: side at which maps and masks are compared; None is the
+    image size.
     cache: "off" encodes every picture in every epoch, a number keeps so many drawings of each (1 without
-    augmentation); "auto" is 1 without augmentation, else off. cache_dir, cache_storage: where, and "fp16",
-    "bf16" or "int8". validate_classes: classes to hold out and report on after each epoch. strict: refuse
-    data with anything odd. class_name: in place of the dataset's. limit: only so many images.
+    augmentation); "auto" is 1 without augmentation, else off, as for methods that learn inside the image tower.
+    cache_dir, cache_storage: where, and "fp16", "bf16" or "int8". validate_classes: classes to hold out and
+    report on after each epoch. strict: refuse data with anything odd. class_name: in place of the dataset's.
+    limit: only so many images.
     """
 
     method: str = ""
@@ -54,9 +56,9 @@ class TrainOptions:
     learning_rate: float | None = None
     seed: int | None = None
     augmentation: str = "auto"
-    schedule: str = "constant"
+    schedule: str = "auto"
     betas: tuple[float, ...] | None = None
-    weight_decay: float = 0.0
+    weight_decay: float | None = None
     map_size: int | None = None
     cache: str | int = "auto"
     cache_dir: str | None = None
@@ -74,6 +76,8 @@ class TrainOptions:
                 raise BadOption(f"{name} is {value}; expected at least 1")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise BadOption(f"learning_rate is {self.learning_rate}; expected a number above 0")
+        if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
+            raise BadOption(f"weight_decay is {self.weight_decay}; expected a number of at least 0")
         if self.betas is not None and (len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas)):
             raise BadOption(f"betas is {list(self.betas)}; expected two numbers from 0 to below 1")
         for name, choices in (("schedule", SCHEDULES), ("precision", ("auto", *PRECISIONS))):
@@ -109,16 +113,18 @@ def complete(options: TrainOptions, clip: CLIP) -> Recipe:
         raise BadOption(
             "no method named; blemish train METHOD --data ROOT, and `blemish list methods` lists them"
         )
-    own = method_class(options.method).recipe
+    kind = method_class(options.method)
     given = {key: value for key, value in asdict(options).items() if value is not None}
     if options.augmentation == "auto":
         del given["augmentation"]
-    values = {**own, **given}
+    if options.schedule == "auto" and not hasattr(kind, "rate_factor"):
+        given["schedule"] = "constant"
+    values = {**kind.recipe, **given}
     size = values.setdefault("image_size", default_image_size(clip.config))
     check_image_size(size, clip.config.vision.patch_size)
     values.setdefault("map_size", size)
     augmented = AUGMENTATIONS[values["augmentation"]].active
-    named = {"auto": 0 if augmented else 1, "on": 1, "off": 0}
+    named = {"auto": 0 if augmented or hasattr(kind, "encode") else 1, "on": 1, "off": 0}
     copies = named[options.cache] if isinstance(options.cache, str) else options.cache
     return Recipe(**values, copies=copies if augmented else min(copies, 1))
 

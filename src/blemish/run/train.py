@@ -94,7 +94,7 @@ def train(
         method.train()
         for batch in batches.epoch(epoch, first=done % batches.per_epoch):
             torch.manual_seed(_step_seed(recipe.seed, done, processes.rank))
-            factor = _schedule(recipe.schedule, done / steps)
+            factor = _rate_factor(recipe, method, done / steps, epoch)
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             optimiser.zero_grad()
@@ -159,18 +159,37 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
 
 
-def _schedule(kind: str, progress: float) -> float:
-    """Factor of the learning rate at a share 0..1 of all steps."""
-    if kind == "linear":
+def _rate_factor(recipe: Recipe, method: Method, progress: float, epoch: int) -> float:
+    """Factor of the learning rates at a share 0..1 of all steps, in an epoch counted from 0.
+
+    "auto" is the method's own `rate_factor(progress, epoch)`.
+    """
+    if recipe.schedule == "auto":
+        return float(method.rate_factor(progress, epoch))  # type: ignore[attr-defined]
+    if recipe.schedule == "linear":
         return 1 - progress
-    return (1 + math.cos(math.pi * progress)) / 2 if kind == "cosine" else 1.0
+    return (1 + math.cos(math.pi * progress)) / 2 if recipe.schedule == "cosine" else 1.0
 
 
 def _optimiser(recipe: Recipe, method: Method) -> torch.optim.Optimizer:
-    groups = method.parameter_groups(recipe.learning_rate)  # type: ignore[attr-defined]
-    for group in groups if recipe.betas is not None else []:
+    """The method's own `optimiser(learning_rate)`, or Adam on its parameter groups.
+
+    Raises BadOption for betas that no part of it knows.
+    """
+    if hasattr(method, "optimiser"):
+        made: torch.optim.Optimizer = method.optimiser(recipe.learning_rate)
+    else:
+        made = torch.optim.Adam(method.parameter_groups(recipe.learning_rate))  # type: ignore[attr-defined]
+    with_betas = [group for group in made.param_groups if "betas" in group]
+    if recipe.betas is not None and not with_betas:
+        raise BadOption(
+            f"{recipe.method} learns with {type(made).__name__}, which has no betas; leave it out"
+        )
+    for group in with_betas if recipe.betas is not None else []:
         group["betas"] = recipe.betas
-    return torch.optim.Adam(groups, weight_decay=recipe.weight_decay)
+    for group in made.param_groups if recipe.weight_decay is not None else []:
+        group["weight_decay"] = recipe.weight_decay
+    return made
 
 
 def _batches(
