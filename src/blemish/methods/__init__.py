@@ -20,6 +20,9 @@ METHODS = {
     "vcp_clip_plus": "blemish.methods.vcp_clip_plus:VCPCLIPPlus",
     "vip2_clip": "blemish.methods.vip2_clip:ViP2CLIP",
     "gen_clip": "blemish.methods.gen_clip:GenCLIP",
+    "clip": "blemish.methods.clip_zero:CLIPZero",
+    "clip_ac": "blemish.methods.clip_zero:CLIPAC",
+    "coop": "blemish.methods.coop:CoOp",
 }
 
 

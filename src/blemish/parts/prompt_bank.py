@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .class_names import in_prompts
 from .prompts import tokenizer_of
 
 if TYPE_CHECKING:
     from ..clip.model import CLIP
 
 ARTICLES = ("a", "the")
-CHUNK = 128
+CHUNK, KEPT = 128, 1000
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,39 @@ class PromptBank:
         if self.normalise_each:
             found = F.normalize(found, dim=-1)
         return F.normalize(found.mean(dim=0), dim=-1)
+
+
+class BankTexts:
+    """Text features of a prompt bank by class, each computed once: nothing that is learned goes into them.
+
+    The latest KEPT classes are kept, so that a service told ever new names stays bounded.
+    """
+
+    def __init__(self, clip: CLIP, bank: PromptBank, activation: str = "native") -> None:
+        self.clip, self.bank, self.activation = clip, bank, activation
+        self._known: dict[tuple[object, ...], Tensor] = {}
+
+    def of(self, class_name: str) -> Tensor:
+        """Unit prototypes (2, D) of a class, normal first, float32."""
+        key = (class_name, self.clip.device, self.clip.dtype)
+        if key not in self._known:
+            # Tensors made in inference mode could not be used in training later.
+            with torch.inference_mode(False), torch.no_grad():
+                self._known[key] = self.bank.text_features(self.clip, class_name, self.activation)
+            if len(self._known) > KEPT:
+                del self._known[next(iter(self._known))]
+        return self._known[key]
+
+    def per_image(self, class_names: Sequence[str] | None, count: int) -> Tensor:
+        """Prototypes of `count` images: (1, 2, D) when all show the same, else (count, 2, D).
+
+        class_names: one per image, underscores count as spaces; None: "object". Raises ValueError for another
+        number of names.
+        """
+        names = in_prompts(class_names, count)
+        if len(set(names)) == 1:
+            return self.of(names[0])[None]
+        return torch.stack([self.of(name) for name in names])
 
 
 def encode_sentences(clip: CLIP, sentences: Sequence[str], activation: str = "native") -> Tensor:
@@ -123,6 +157,73 @@ ADACLIP_TEMPLATES = (
     "a cropped photo of the {}.",
 )
 
+# The ensemble of CLIP's authors for ImageNet, 80 templates, and the seven that they name the best of them.
+OPENAI_TEMPLATES = (
+    *_pairs(
+        "a bad photo of @ {}.",
+        "a good photo of @ {}.",
+        "a photo of @ {}.",
+        "a photo of @ hard to see {}.",
+        "a photo of @ clean {}.",
+        "a photo of @ dirty {}.",
+        "a photo of @ cool {}.",
+        "a photo of @ nice {}.",
+        "a photo of @ weird {}.",
+        "a photo of @ large {}.",
+        "a photo of @ small {}.",
+        "a low resolution photo of @ {}.",
+        "a pixelated photo of @ {}.",
+        "a jpeg corrupted photo of @ {}.",
+        "a blurry photo of @ {}.",
+        "a cropped photo of @ {}.",
+        "a close-up photo of @ {}.",
+        "a bright photo of @ {}.",
+        "a dark photo of @ {}.",
+        "a black and white photo of @ {}.",
+        "a painting of @ {}.",
+        "a drawing of @ {}.",
+        "a sketch of @ {}.",
+        "a doodle of @ {}.",
+        "a rendering of @ {}.",
+        "a rendition of @ {}.",
+        "a sculpture of @ {}.",
+        "a tattoo of @ {}.",
+        "graffiti of @ {}.",
+        "art of @ {}.",
+        "itap of @ {}.",
+        "@ embroidered {}.",
+        "@ plastic {}.",
+        "@ origami {}.",
+        "@ toy {}.",
+        "@ cartoon {}.",
+        "@ plushie {}.",
+        "@ {} in a video game.",
+    ),
+    "a photo of many {}.",
+    "a photo of my {}.",
+    "a photo of one {}.",
+    "itap of my {}.",
+)
+OPENAI_BEST = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+
+
+def _in_domains(*domains: str) -> tuple[str, ...]:
+    """WinCLIP's templates with each of these nouns in the place of "photo", articles as they are."""
+    return tuple(t.replace("photo", domain) for domain in domains for t in WINCLIP_TEMPLATES)
+
+
+TEXTURES = ("carpet", "leather", "grid", "tile", "wood")  # the classes that get "anovl_texture"
+ANOVL_OBJECT = _in_domains("industrial photo", "industrial image", "manufacturing image")
+ANOVL_TEXTURE = _in_domains("industrial photo", "textural photo", "surface picture")
+
 # name -> bank; the numbers of sentences are those of the papers' codes.
 BANKS = {
     "winclip": PromptBank(WINCLIP_NORMAL, WINCLIP_ABNORMAL, WINCLIP_TEMPLATES, normalise_each=False),
@@ -134,4 +235,8 @@ BANKS = {
         ("a damaged {}", "a broken {}", "a {} with flaw", "a {} with defect", "a {} with damage"),
         ("{}.", "a photo of {}."),
     ),
+    "anovl": PromptBank(ANOVL_NORMAL, ANOVL_ABNORMAL, ANOVL_OBJECT),
+    "anovl_texture": PromptBank(ANOVL_NORMAL, ANOVL_ABNORMAL, ANOVL_TEXTURE),
+    "openai80": PromptBank(("normal {}",), ("anomalous {}",), OPENAI_TEMPLATES),
+    "openai7": PromptBank(("normal {}",), ("anomalous {}",), OPENAI_BEST),
 }
