@@ -65,12 +65,12 @@ class GenCLIPConfig:
     dropout: float = option(0.1, "dropout of the projected deep prompts in training", least=0)
     use_cnf: bool = option(True, "class names that do not fit the image are replaced at inference")
     cnf_scope: str = option(
-        "image", "class names are judged per image, or by majority of a class's images", ("image", "class")
+        "image",
+        "class names are judged per image, or by majority: of a class's images in evaluations, else of a batch",
+        ("image", "class"),
     )
     cnf_image_size: int | None = option(
-        None,
-        "input side in pixels of a second pass that class names are judged by; none: the pass of the map",
-        least=1,
+        None, "input side in pixels of a second pass that judges class names; none: the map's", least=1
     )
     generic_term: str = option("object", "what stands for a class name that is missing or does not fit")
     sigma: float = option(9.0, "standard deviation of the map's smoothing, in pixels", least=0)
