@@ -68,7 +68,8 @@ def train(
         typer.Option("--schedule", help="Of the rate: constant, linear or cosine; default: the paper's."),
     ] = None,
     augmentation: Annotated[
-        str | None, typer.Option("--augmentation", help="none, vcp or vcp_mosaic; default: the paper's.")
+        str | None,
+        typer.Option("--augmentation", help="none, mosaic, vcp or vcp_mosaic; default: the paper's."),
     ] = None,
     cache: Annotated[
         str | None,

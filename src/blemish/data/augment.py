@@ -64,6 +64,7 @@ AUGMENTATIONS = {
     "none": Augmentation(),
     "vcp": _VCP,
     "vcp_mosaic": dataclasses.replace(_VCP, mosaic=0.2),
+    "mosaic": Augmentation(mosaic=0.2),
 }
 
 

@@ -22,7 +22,10 @@ METHODS = {
     "gen_clip": "blemish.methods.gen_clip:GenCLIP",
     "clip": "blemish.methods.clip_zero:CLIPZero",
     "clip_ac": "blemish.methods.clip_zero:CLIPAC",
+    "april_gan": "blemish.methods.april_gan:AprilGAN",
     "coop": "blemish.methods.coop:CoOp",
+    "af_clip": "blemish.methods.af_clip:AFCLIP",
+    "cocoop": "blemish.methods.cocoop:CoCoOp",
 }
 
 

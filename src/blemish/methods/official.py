@@ -1,8 +1,8 @@
 """The authors' own checkpoint files: recognised by content, read, and written.
 
 AnomalyCLIP's `epoch_15.pth` holds one dictionary `prompt_learner`; those of VCP-CLIP and VCP-CLIP+ are described
-in `official_vcp`, ViP2-CLIP's in `official_vip2`. All belong to ViT-L/14 at 336 pixels; files of other sizes
-are read all the same, when the backbone fits.
+in `official_vcp`, ViP2-CLIP's in `official_vip2`, the baselines' in the modules of FAMILIES. All belong to ViT-L/14
+at 336 pixels; files of other sizes are read all the same, when the backbone fits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from ..clip.model import CLIP
 from ..errors import BadCheckpoint, BadOption, OutputError
 from ..parts.prompts import tokenizer_of
-from . import build, official_vcp, official_vip2
+from . import build, official_april, official_vcp, official_vip2
 from .anomaly_clip import AnomalyCLIP
 from .vcp_clip import VCPCLIP
 from .vcp_clip_plus import VCPCLIPPlus
@@ -35,6 +35,10 @@ UNUSED_WIDTH = 896
 BUFFERS = ("token_prefix_pos", "token_prefix_neg", "token_middle_neg", "token_suffix_pos", "token_suffix_neg")
 
 Flat = dict[str, Tensor]
+# A family's module: METHOD, its class; identify(flat), None or what a file is, as keywords of OfficialInfo and
+# `widths`, of text (or joint) and image tower, by which the backbone is named; learned(method), names and shapes of
+# the file; assign(method, flat); content(method), nested as saved.
+FAMILIES: tuple[Any, ...] = (official_april,)
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class OfficialInfo:
 
     method: str
     backbone: str
-    text_width: int
+    text_width: int | None
     vision_width: int | None
     options: dict[str, Any]
     values: int
@@ -66,6 +70,14 @@ def recognise(source: Path | str | Mapping[str, Any]) -> OfficialInfo | None:
     flat = flatten(content)
     if any(t.ndim == 0 and not official_vcp.is_scalar(name) for name, t in flat.items()):
         return None
+    found = next(filter(None, (family.identify(flat) for family in FAMILIES)), None)
+    if found is not None:
+        return OfficialInfo(backbone=_named(*found.pop("widths")), values=_values(flat), **found)
+    return _paper_info(content, flat)
+
+
+def _paper_info(content: Mapping[str, Any], flat: Flat) -> OfficialInfo | None:
+    """The same for files of the methods of the five papers."""
     if isinstance(content.get("prompt_learner"), Mapping) and "cls_ctx" not in flat:
         return _anomaly_info(flat)
     if (options := official_vip2.shapes_tell(flat)) is not None:
@@ -161,6 +173,8 @@ def to_official(method: Any) -> dict[str, Any]:
         return {"prompt_learner": _cpu(_anomaly_learned(method) | _anomaly_extra(method))}
     if isinstance(method, ViP2CLIP):
         return {group: _cpu(tensors) for group, tensors in official_vip2.content(method).items()}
+    if (family := _family(method)) is not None:
+        return {group: _cpu(tensors) for group, tensors in family.content(method).items()}
     if isinstance(method, VCPCLIP | VCPCLIPPlus):
         return official_vcp.nest(_cpu(official_vcp.content(method)))
     raise BadOption(f"{type(method).__name__} has no authors' file format")
@@ -234,16 +248,26 @@ def _check_backbone(path: Path, info: OfficialInfo, clip: CLIP) -> None:
             )
 
 
+def _family(method: Any) -> Any:
+    """The module of FAMILIES that knows a method's files; None for the others."""
+    return next((family for family in FAMILIES if isinstance(method, family.METHOD)), None)
+
+
 def _learned(method: Any) -> Flat:
     """Learned parts in the names and shapes of the authors' file."""
     if isinstance(method, ViP2CLIP):
         return official_vip2.learned(method)
+    if (family := _family(method)) is not None:
+        return family.learned(method)
     return _anomaly_learned(method) if isinstance(method, AnomalyCLIP) else official_vcp.learned(method)
 
 
 def _assign(method: Any, flat: Flat) -> None:
     if isinstance(method, ViP2CLIP):
         official_vip2.assign(method, flat)
+        return
+    if (family := _family(method)) is not None:
+        family.assign(method, flat)
         return
     if isinstance(method, AnomalyCLIP):
         deep = [flat[f"compound_prompts_text.{i}"] for i in range(len(method.deep_tokens))]
@@ -304,4 +328,6 @@ def _words(method: Any) -> Flat:
         return _anomaly_extra(method)
     if isinstance(method, ViP2CLIP):
         return official_vip2.buffers(method)
+    if _family(method) is not None:
+        return {}
     return {official_vcp.MODEL_WORDS: method.clip.token_embedding.weight}

@@ -29,8 +29,8 @@ class TrainOptions:
     itself, one dataset name for each; split: "test" (as all papers do), "train" or "all". out: the folder that
     receives the run. backbone, device, image_size, threads: as in `blemish.load`. precision: of the products;
     "auto" and "fp32" are exact, "bf16" and "fp16" are autocast with losses and learned parts in fp32.
-    epochs, batch_size (over all processes), learning_rate, seed, augmentation ("none", "vcp", "vcp_mosaic", or
-    "auto" for the recipe's): the recipe. schedule: of the learning rate, "constant", or falling to 0 as
+    epochs, batch_size (over all processes), learning_rate, seed, augmentation ("none", "mosaic", "vcp",
+    "vcp_mosaic", or "auto" for the recipe's): the recipe. schedule: of the learning rate, "constant", or falling to 0 as
     "linear" or "cosine"; "auto" is the method's own, constant for most. betas, weight_decay: of the optimiser,
     Adam for most; None: the method's own. map_size: side at which maps and masks are compared; None is the
     image size.
