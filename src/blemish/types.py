@@ -31,9 +31,11 @@ class FeatureSpec:
     class_ln_post: the class feature passes `ln_post` before the projection (CLIP) or not (AnomalyCLIP).
     position_resize: how the position table is resized to another grid, always from the original table.
     activation: "native" keeps the backbone's own MLP activation.
-    cacheable: False for methods that learn inside the image tower.
+    cacheable: False for methods that learn inside the image tower (`Encodes`); no pass is shared with others.
     class_size: side in pixels of a second input from which the unmodified CLIP makes one more class feature;
         None for none.
+    windows: sides k, in patches, of the windows of which class features are wanted (WinCLIP): all windows of
+        k x k patches, one patch apart, each passed through the tower by itself with the class token.
     """
 
     layers: tuple[int | float, ...] = (1.0,)
@@ -46,12 +48,15 @@ class FeatureSpec:
     activation: str = "native"
     cacheable: bool = True
     class_size: int | None = None
+    windows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.layers:
             raise ValueError("FeatureSpec.layers is empty; name at least one block, such as (24,) or (1.0,)")
         if self.class_size is not None and self.class_size < 1:
             raise ValueError(f"FeatureSpec.class_size is {self.class_size}; expected a side in pixels")
+        if any(k < 1 for k in self.windows):
+            raise ValueError(f"FeatureSpec.windows is {self.windows}; expected sides in patches, from 1")
         for name, value, choices in (
             ("position_resize", self.position_resize, POSITION_RESIZES),
             ("activation", self.activation, ACTIVATIONS),
@@ -72,6 +77,9 @@ class ImageFeatures:
     image_size: (H, W) in pixels of the network input; maps are made at this size.
     plain_class_feature: (B, D), CLIP's own class feature at `FeatureSpec.class_size`, projected, not
         normalised; None when it was not asked for.
+    windows: (B, M, D), class features of the windows, projected, not normalised: scale by scale as
+        `FeatureSpec.windows` names them, row by row within each (`blemish.clip.windows.window_counts` says how
+        many); None when none were asked for.
     """
 
     class_feature: Tensor
@@ -79,6 +87,7 @@ class ImageFeatures:
     grid: tuple[int, int]
     image_size: tuple[int, int]
     plain_class_feature: Tensor | None = None
+    windows: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.class_feature.shape[0])
@@ -144,6 +153,15 @@ class Method(Protocol):
 
 
 @runtime_checkable
+class Encodes(Protocol):
+    """Methods that learn inside the image tower, with `needs.cacheable` False: they make features themselves."""
+
+    def encode(self, images: Tensor) -> ImageFeatures:
+        """Features of B network inputs (B, 3, H, W); gradients reach the learned parts where they are recorded."""
+        ...
+
+
+@runtime_checkable
 class Attends(Protocol):
     """Methods whose texts attend to an image's patches: an optional ability, for explanations.
 
@@ -184,8 +202,8 @@ class Surveys(Protocol):
 class Remembers(Protocol):
     """Methods that compare an image with a few normal ones (few-shot): an optional ability.
 
-    The memory is no learned part: it is in no checkpoint and in no `state_dict`. With one, maps and scores are the
-    few-shot ones, and `map_range` and `score_range` may be others.
+    The memory is made of the frozen CLIP's features alone, not of learned parts, and is in no checkpoint and no
+    `state_dict`. With one, maps and scores are the few-shot ones; `map_range` and `score_range` may be others.
     """
 
     def remember(self, features: ImageFeatures) -> None:

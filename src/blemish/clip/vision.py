@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from ..types import FeatureSpec, ImageFeatures
 from .config import VisionConfig
 from .layers import Block, Transformer, resolve_layers
 from .stem import LiteStem
+from .windows import window_class_tokens
 
 
 def resize_positions(table: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
@@ -148,28 +149,47 @@ class VisionTower(nn.Module):
         return self.ln_pre(x), grid
 
     def forward(
-        self, images: Tensor, spec: FeatureSpec, activation: Callable[[Tensor], Tensor]
+        self,
+        images: Tensor,
+        spec: FeatureSpec,
+        activation: Callable[[Tensor], Tensor],
+        visual_prompts: Sequence[Tensor] = (),
     ) -> ImageFeatures:
         """Frozen features of B images as `spec` asks for them; see `CLIP.encode_image`."""
-        return self.forward_shared(images, [spec], activation)[0]
+        return self.forward_shared(images, [spec], activation, visual_prompts)[0]
 
     def forward_shared(
-        self, images: Tensor, specs: Sequence[FeatureSpec], activation: Callable[[Tensor], Tensor]
+        self,
+        images: Tensor,
+        specs: Sequence[FeatureSpec],
+        activation: Callable[[Tensor], Tensor],
+        visual_prompts: Sequence[Tensor] = (),
     ) -> list[ImageFeatures]:
         """Features for several specifications from one pass, each as `forward` alone would give them.
 
         Positions are resized as the first specification says, and `activation` serves all: the caller sees to
-        it that they agree in both (`blemish.clip.shared`).
+        it that they agree in both (`blemish.clip.shared`). visual_prompts serve all too.
         """
         depth = self.config.layers
+        if len(visual_prompts) > depth:
+            raise ValueError(f"{len(visual_prompts)} visual prompts for an image tower of {depth} blocks")
         requests = [Request.of(spec, depth) for spec in specs]
         parallel = dict.fromkeys(key for request in requests for key in request.streams.values() if key)
         whole = [request.whole for request in requests]
         x, grid = self.embed(images, specs[0].position_resize)
+        # Norms see one token at a time, so windows of what has passed `ln_pre` are those of what has not, normed.
+        windows = {
+            k: window_class_tokens(x, grid, k, self.transformer.blocks, activation)
+            for k in dict.fromkeys(k for spec in specs for k in spec.windows)
+        }
+        count = x.shape[1]
         class_row = x[:, :1]
         streams: dict[Stream, Tensor] = {}
         tapped: Tapped = {}
         for number, block in enumerate(self.transformer.blocks, start=1):
+            if number <= len(visual_prompts):
+                prompt = visual_prompts[number - 1].to(x.dtype).expand(len(x), -1, -1)
+                x = torch.cat([x[:, :count], prompt], dim=1)
             active = [stream for stream in parallel if number >= stream.start]
             rows = Rows(number < depth or any(whole), number == depth and not all(whole))
             x, class_row = self._block(block, x, streams, active, activation, rows)
@@ -178,7 +198,7 @@ class VisionTower(nn.Module):
                     place = key, number, request.spec.projected
                     if place not in tapped:
                         tokens = x if key is None else streams.get(key, x)
-                        tapped[place] = self._finish(tokens, request.spec.projected)
+                        tapped[place] = self._finish(tokens[:, :count], request.spec.projected)
         size = int(images.shape[-2]), int(images.shape[-1])
         return [
             ImageFeatures(
@@ -186,6 +206,7 @@ class VisionTower(nn.Module):
                 tokens=request.collect(tapped),
                 grid=grid,
                 image_size=size,
+                windows=self._windows(windows, request.spec),
             )
             for request in requests
         ]
@@ -193,6 +214,10 @@ class VisionTower(nn.Module):
     def _class_feature(self, tokens: Tensor, spec: FeatureSpec) -> Tensor:
         out: Tensor = (self.ln_post(tokens) if spec.class_ln_post else tokens) @ self.proj
         return out
+
+    def _windows(self, tokens: Mapping[int, Tensor], spec: FeatureSpec) -> Tensor | None:
+        found = [self._class_feature(tokens[k], spec) for k in spec.windows]
+        return torch.cat(found, dim=1) if found else None
 
     @staticmethod
     def _block(
