@@ -26,6 +26,8 @@ METHODS = {
     "coop": "blemish.methods.coop:CoOp",
     "af_clip": "blemish.methods.af_clip:AFCLIP",
     "cocoop": "blemish.methods.cocoop:CoCoOp",
+    "ada_clip": "blemish.methods.ada_clip:AdaCLIP",
+    "fa_prompt": "blemish.methods.fa_prompt:FAPrompt",
 }
 
 
