@@ -178,6 +178,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 
 def _parse(path: Path, header: Mapping[str, str] | None) -> CheckpointMeta:
+    if (header or {}).get("format") == "blemish-memory":
+        raise BadCheckpoint(f"{path} is a memory of normal images, not a checkpoint; pass it with --normal")
     if (header or {}).get("format") != FORMAT:
         raise BadCheckpoint(
             f"{path} is a safetensors file but not a checkpoint of a method; backbones go with --backbone"
@@ -203,8 +205,8 @@ def _parse(path: Path, header: Mapping[str, str] | None) -> CheckpointMeta:
 def describe(path: Path) -> dict[str, Any]:
     """What a file is, as plain values with "kind" first.
 
-    kind: "checkpoint" (ours), "official checkpoint" (the authors'), "backbone" (CLIP weights) or "unknown"
-    with a "reason". Raises BadCheckpoint only when there is nothing at `path`.
+    kind: "checkpoint" (ours), "official checkpoint" (the authors'), "backbone" (CLIP weights), "memory" (of normal
+    images) or "unknown" with a "reason". Raises BadCheckpoint only when there is nothing at `path`.
     """
     if not path.exists():
         raise BadCheckpoint(f"{path} does not exist")
@@ -212,6 +214,10 @@ def describe(path: Path) -> dict[str, Any]:
         return {"kind": "unknown", "path": str(path), "reason": "neither a file nor a folder"}
     if path.is_file() and is_checkpoint(path):
         return _describe_own(path)
+    from blemish.few_shot import describe_memory, is_memory
+
+    if is_memory(path):
+        return {"kind": "memory", "path": str(path), "sha256": file_hash(path), **describe_memory(path)}
     if path.is_file() and (info := _describe_official(path)) is not None:
         return info
     return _describe_backbone(path)

@@ -25,8 +25,10 @@ _NONE = ("none", "null")
 class PredictOptions:
     """The keys of `blemish predict`, on the command line and in a --config file; None: not given.
 
-    method, backbone, checkpoint, device, precision, image_size, threads, tile, overlap, class_name, threshold
-    and pixel_threshold are those of `blemish.load`. out: the folder that receives the results. save: pictures
+    method, backbone, checkpoint, device, precision, image_size, threads, tile, overlap, class_name, threshold,
+    pixel_threshold, normal and shots are those of `blemish.load`; `seed` draws the shots. class_names: a file of
+    words for class names, see `read_class_names`. save_memory: the file that receives what is remembered of
+    `normal`. out: the folder that receives the results. save: pictures
     to write besides the tables, of "overlay", "mask", "map", "attention". batch_size: images that go through
     the network together. seed: of every random number. limit: how many images at most.
     """
@@ -43,6 +45,10 @@ class PredictOptions:
     class_name: str | None = None
     threshold: float | None = None
     pixel_threshold: float | None = None
+    normal: str | None = None
+    shots: int | None = None
+    class_names: str | None = None
+    save_memory: str | None = None
     out: str = "blemish-out"
     save: str | tuple[str, ...] = ("overlay",)
     batch_size: int = 8
@@ -67,7 +73,7 @@ class PredictOptions:
         return tuple(dict.fromkeys(kind.strip() for kind in given if kind.strip() not in ("", "none")))
 
 
-LOAD_KEYS = tuple(f.name for f in dataclasses.fields(PredictOptions))[:12]
+LOAD_KEYS = tuple(f.name for f in dataclasses.fields(PredictOptions))[:14]
 
 
 def merge_options(
@@ -112,6 +118,29 @@ def read_config(path: Path) -> dict[str, Any]:
         if isinstance(value, dict):
             raise BadOption(f"{path}: [{key}] is a table; write the options flat, as in image_size = 518")
     return {key.replace("-", "_"): value for key, value in data.items()}
+
+
+def read_class_names(path: Path) -> dict[str, str]:
+    """Words for classes from a flat TOML file: `pcb1 = "circuit board of an ultrasonic sensor"`.
+
+    Names with spaces are written in quotes. Raises BadOption when the file is missing, is not TOML, is empty, or has
+    values that are no words.
+    """
+    try:
+        with path.expanduser().open("rb") as file:
+            found = tomllib.load(file)
+    except OSError as error:
+        raise BadOption(f"cannot read the class names {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadOption(f"{path} is not valid TOML: {error}") from error
+    for name, words in found.items():
+        if not isinstance(words, str) or not words.strip():
+            raise BadOption(
+                f'{path}: {name} is {words!r}; expected words in quotes, as in {name} = "metal nut"'
+            )
+    if not found:
+        raise BadOption(f'{path} names no class; expected lines such as pcb1 = "printed circuit board"')
+    return found
 
 
 def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,13 +15,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from blemish import few_shot
 from blemish.checkpoint import CheckpointMeta, save_checkpoint
+from blemish.clip.shared import encode_for
 from blemish.data.images import pixel_count, read_image
 from blemish.data.transforms import Box, TileBlender, map_to_size, preprocess, tiles
 from blemish.device import precision_name
 from blemish.errors import BadImage, BadOption
 from blemish.pipeline import ordered_map
-from blemish.types import Attends, Method, Result
+from blemish.types import Attends, Method, Remembers, Result
 
 if TYPE_CHECKING:
     from blemish.clip.model import CLIP
@@ -66,7 +68,8 @@ class Setup:
 
     method, backbone: names. checkpoint: file name, empty for methods that learn nothing; checkpoint_sha256
     and backbone_fingerprint identify the weights. tile: side of the tiles in image pixels, None for whole
-    images; overlap: share of a tile that it has in common with the next.
+    images; overlap: share of a tile that it has in common with the next. normal_images: how many a few-shot
+    method remembers; memory_sha256 identifies what it remembers of them.
     """
 
     method: str
@@ -82,6 +85,8 @@ class Setup:
     tile: int | None = None
     overlap: float = 0.25
     class_name: str | None = None
+    normal_images: int = 0
+    memory_sha256: str = ""
 
 
 class Detector:
@@ -148,6 +153,55 @@ class Detector:
             notes=notes,
         )
         save_checkpoint(Path(path), cast("torch.nn.Module", self.method), meta)
+
+    def remember(self, images: Iterable[Source]) -> None:
+        """Let a few-shot method remember normal pictures beside those that it knows, 64 at most in all.
+
+        Thresholds made without them no longer hold and are dropped. Raises BadOption when the method cannot
+        remember, for no pictures and for too many, BadImage for one that cannot be read; nothing is changed then.
+        """
+        method = few_shot.remembering(self)
+        before, count = method.memory(), self.setup.normal_images
+        try:
+            for image in images:
+                count += 1
+                if count > few_shot.LIMIT:
+                    raise BadOption(f"more than {few_shot.LIMIT} normal images given; a memory takes no more")
+                self._remember(method, self.prepare(image))
+            if not count:
+                raise BadOption(f"no normal images given; expected 1 to {few_shot.LIMIT}")
+        except Exception:
+            method.recall(before)
+            raise
+        self.remembered(count)
+
+    def remembered(self, count: int) -> None:
+        """Note that the method now remembers `count` normal images; for those that fill its memory."""
+        found = few_shot.digest(few_shot.remembering(self).memory())
+        self.setup = replace(
+            self.setup, normal_images=count, memory_sha256=found, threshold=None, pixel_threshold=None
+        )
+
+    def forget(self) -> None:
+        """Forget all normal pictures."""
+        few_shot.remembering(self).recall({})
+        self.setup = replace(self.setup, normal_images=0, memory_sha256="")
+
+    def save_memory(self, path: str | Path) -> None:
+        """Write what a few-shot method remembers, for `blemish.load(normal=...)`.
+
+        Raises BadOption when there is nothing, OutputError when the file cannot be written.
+        """
+        few_shot.write_memory(self, Path(path))
+
+    @torch.no_grad()
+    def _remember(self, method: Remembers, prepared: Prepared) -> None:
+        inputs = [prepared.pixels] if prepared.pixels is not None else []
+        for x0, y0, x1, y1 in prepared.boxes:
+            inputs.append(self._network_input(prepared.image[y0:y1, x0:x1]))
+        for pixels in inputs:
+            images = torch.from_numpy(pixels)[None].to(self.device)
+            method.remember(encode_for(self.clip, self.method, images))
 
     def predict(self, image: Source) -> Result:
         """Score one picture: a path, PIL image, or uint8 array (H, W, 3) or (H, W).
@@ -280,7 +334,7 @@ class Detector:
         """float32 (B, 3, S, S) -> float32 maps (B, S, S), scores (B,), and B attention maps where asked for."""
         self.warn_without_class_name()
         images = torch.from_numpy(inputs).to(self.device)
-        features = self.clip.encode_image(images, self.method.needs)
+        features = encode_for(self.clip, self.method, images)
         name = self.setup.class_name
         prediction = self.method(features, None if name is None else [name] * len(inputs))
         looks: Sequence[np.ndarray | None] = [None] * len(inputs)

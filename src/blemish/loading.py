@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from blemish import few_shot
 from blemish.checkpoint import (
     CheckpointMeta,
     file_hash,
@@ -74,6 +75,9 @@ def load(
     class_name: str | None = None,
     threshold: float | None = None,
     pixel_threshold: float | None = None,
+    normal: str | Path | Sequence[str | Path] | None = None,
+    shots: int | None = None,
+    normal_seed: int = 0,
     backbones: Backbones | None = None,
     **options: Any,
 ) -> Detector:
@@ -86,9 +90,11 @@ def load(
     input in pixels, a multiple of the patch size. threads: of the CPU. tile, overlap: cut larger pictures
     into tiles of that many pixels which share that part of their side; the score is the largest of the
     tiles'. class_name: what the pictures show, for methods that use it. threshold, pixel_threshold: in place
-    of the checkpoint's. backbones: for several detectors on one CLIP. options: the method's own options, or
-    preset=; they go before the checkpoint's, and those before the defaults. Raises a BlemishError that says
-    what to change.
+    of the checkpoint's. normal: for few-shot methods 1 to 64 normal pictures (a folder, a file or a list), or
+    the file that `Detector.save_memory` wrote; the checkpoint's thresholds do not hold then. shots: only so
+    many of the pictures, drawn by `normal_seed`. backbones: for several detectors on one CLIP. options: the
+    method's own options, or preset=; they go before the checkpoint's, and those before the defaults. Raises a
+    BlemishError that says what to change.
     """
     if threads is not None:
         if threads < 1:
@@ -100,6 +106,7 @@ def load(
     source = _find(method, backbone, checkpoint)
     name = source.method if source else method or DEFAULT_METHOD
     own = _own_options(name, options)
+    _check_normal(name, normal, shots)
     base = backbone or (source.backbone if source else DEFAULT_BACKBONE)
     clip = (backbones or Backbones()).get(base, place, precision)
     built, used = _build(name, base, clip, source, own)
@@ -120,7 +127,11 @@ def load(
         overlap=overlap,
         class_name=class_name,
     )
-    return Detector(clip, built, setup)
+    detector = Detector(clip, built, setup)
+    if normal is not None:
+        few_shot.fill(detector, normal, shots, normal_seed)
+        detector.setup = replace(detector.setup, threshold=threshold, pixel_threshold=pixel_threshold)
+    return detector
 
 
 def method_of(checkpoint: str | Path) -> str:
@@ -145,6 +156,16 @@ def _check_method(method: str | None) -> None:
 
     if method is not None and method not in METHODS:
         raise UnknownName("method", method, METHODS)
+
+
+def _check_normal(method: str, normal: object, shots: int | None) -> None:
+    """Refuse normal images for methods that cannot use them, before a backbone is loaded."""
+    from blemish.methods import method_class
+
+    if normal is not None and not hasattr(method_class(method), "remember"):
+        raise few_shot.cannot_remember(method)
+    if normal is None and shots is not None:
+        raise BadOption(f"shots is {shots}, and no normal images are given to choose from; pass --normal DIR")
 
 
 def _find(method: str | None, backbone: str | None, checkpoint: str | Path | None) -> Source | None:

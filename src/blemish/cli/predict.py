@@ -15,15 +15,18 @@ from blemish.cli.shared import (
     BackboneOption,
     BatchSizeOption,
     CheckpointOption,
+    ClassNamesOption,
     ConfigOption,
     DeviceOption,
     ImageSizeOption,
     JsonOption,
     MethodOption,
+    NormalOption,
     PrecisionOption,
     QuietOption,
     SeedOption,
     SetOption,
+    ShotsOption,
     ThreadsOption,
     VerboseOption,
     app,
@@ -33,8 +36,8 @@ from blemish.cli.shared import (
     shown_errors,
     stop_on_kill,
 )
-from blemish.config import LOAD_KEYS, PredictOptions, merge_options
-from blemish.errors import OutputError
+from blemish.config import LOAD_KEYS, PredictOptions, merge_options, read_class_names
+from blemish.errors import BadOption, OutputError, UnknownName
 
 if TYPE_CHECKING:
     from blemish.run.predict import RunSummary
@@ -69,6 +72,15 @@ def predict(
     ] = None,
     class_name: Annotated[
         str | None, typer.Option("--class-name", help="What the images show, for methods that use it.")
+    ] = None,
+    class_names: ClassNamesOption = None,
+    normal: NormalOption = None,
+    shots: ShotsOption = None,
+    save_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--save-memory", metavar="FILE", help="Keep what is remembered of --normal, for another --normal."
+        ),
     ] = None,
     threshold: Annotated[
         float | None,
@@ -118,7 +130,10 @@ def _predict(
     check_output(out, resume=resume, overwrite=overwrite)
     torch.manual_seed(options.seed)
     refs = find_images(inputs)[: options.limit]
-    detector = blemish.load(**{key: getattr(options, key) for key in LOAD_KEYS}, **own)
+    loading = {key: getattr(options, key) for key in LOAD_KEYS} | {"class_name": _class_name(options)}
+    detector = blemish.load(**loading, normal_seed=options.seed, **own)
+    if options.save_memory is not None:
+        detector.save_memory(Path(options.save_memory).expanduser())
     try:
         with stop_on_kill(), progress(quiet) as show:
             summary = predict_folder(
@@ -139,6 +154,18 @@ def _predict(
     if not quiet:
         _summarise(summary)
     return summary.exit_code
+
+
+def _class_name(options: PredictOptions) -> str | None:
+    """What the images show: the file's words for --class-name, where there is a file."""
+    if options.class_names is None:
+        return options.class_name
+    words = read_class_names(Path(options.class_names))
+    if options.class_name is None:
+        raise BadOption("--class-names has words for --class-name; pass that too, or leave both out")
+    if options.class_name not in words:
+        raise UnknownName(f"class of {options.class_names}", options.class_name, words)
+    return words[options.class_name]
 
 
 def _record_line(record: Mapping[str, Any]) -> None:

@@ -60,6 +60,21 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE.toml", help="The same keys in a file; the command line wins."),
 ]
+NormalOption = Annotated[
+    str | None,
+    typer.Option(
+        "--normal",
+        metavar="DIR",
+        help="1 to 64 normal images for few-shot methods: a folder or a file, or a memory made of them.",
+    ),
+]
+ShotsOption = Annotated[
+    int | None, typer.Option("--shots", help="Only so many of the normal images, drawn by --seed.")
+]
+ClassNamesOption = Annotated[
+    str | None,
+    typer.Option("--class-names", metavar="FILE.toml", help='Words for classes: pcb1 = "circuit board".'),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on standard error.")]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="More messages, and tracebacks of errors.")
