@@ -22,7 +22,7 @@ from torch import Tensor
 from ..clip.model import CLIP
 from ..errors import BadCheckpoint, BadOption, OutputError
 from ..parts.prompts import tokenizer_of
-from . import build, official_april, official_fa, official_vcp, official_vip2
+from . import build, official_af, official_april, official_fa, official_vcp, official_vip2
 from .anomaly_clip import AnomalyCLIP
 from .vcp_clip import VCPCLIP
 from .vcp_clip_plus import VCPCLIPPlus
@@ -38,7 +38,7 @@ Flat = dict[str, Tensor]
 # A family's module: METHOD, its class; identify(flat), None or what a file is, as keywords of OfficialInfo and
 # `widths`, of text (or joint) and image tower, by which the backbone is named; learned(method), names and shapes of
 # the file; assign(method, flat); content(method), nested as saved.
-FAMILIES: tuple[Any, ...] = (official_april, official_fa)
+FAMILIES: tuple[Any, ...] = (official_af, official_april, official_fa)
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def write_official(method: Any, path: Path | str) -> None:
 
 def _load(path: Path) -> Mapping[str, Any] | None:
     """The dictionary in a PyTorch file, or None. Only tensors and plain containers are ever unpickled."""
-    is_archive = zipfile.is_zipfile(path)
+    is_archive, content = zipfile.is_zipfile(path), None
     try:
         if is_archive and _is_script(path):
             return None
@@ -207,8 +207,8 @@ def _load(path: Path) -> Mapping[str, Any] | None:
         raise
     except Exception as error:  # every damaged or foreign file fails in its own way
         log.debug("%s is no PyTorch file of tensors: %s", path, error)
-        return None
-    return content if isinstance(content, Mapping) else None
+    both = official_af.joined(path, content) if is_archive else None
+    return both or (content if isinstance(content, Mapping) else None)
 
 
 def _is_script(path: Path) -> bool:
