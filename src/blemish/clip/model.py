@@ -102,14 +102,21 @@ class CLIP(nn.Module):
         """Where the weights are."""
         return self.text_projection.device
 
-    def encode_image(self, images: Tensor, spec: FeatureSpec | None = None) -> ImageFeatures:
+    def encode_image(
+        self, images: Tensor, spec: FeatureSpec | None = None, visual_prompts: Sequence[Tensor] = ()
+    ) -> ImageFeatures:
         """Features of B images as `spec` asks for them (default: CLIP's own class feature and last tokens).
 
         images: (B, 3, H, W), normalised, sides multiples of the patch size. The position table is resized to
-        the grid. Raises ValueError for other shapes or for layers the tower does not have.
+        the grid. visual_prompts: learned tokens, (n, W) or (B, n, W) per block from block 1 on: the first ones
+        are appended behind the patches, the others take the place of those before; after them the last ones
+        pass through the tower like any token. No feature holds them. Raises ValueError for other shapes and for
+        layers or prompts of blocks that the tower does not have.
         """
         spec = spec or FeatureSpec()
-        features: ImageFeatures = self.visual(images.to(self.dtype), spec, self._activation(spec.activation))
+        features: ImageFeatures = self.visual(
+            images.to(self.dtype), spec, self._activation(spec.activation), visual_prompts
+        )
         features.plain_class_feature = self.plain_class_feature(images, spec)
         return features
 

@@ -1,4 +1,4 @@
-"""One pass of the image tower for several methods."""
+"""From images to the features that methods need: a pass of the image tower for one or for several."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..types import FeatureSpec, ImageFeatures
+from ..types import Encodes, FeatureSpec, ImageFeatures, Method
 from .layers import ACTIVATION_FUNCTIONS
 from .model import CLIP
+
+
+def encode_for(clip: CLIP, method: Method, images: Tensor) -> ImageFeatures:
+    """Features of B network inputs as a method needs them: its own `encode`'s, or those of the frozen tower."""
+    if isinstance(method, Encodes):
+        return method.encode(images)
+    return clip.encode_image(images, method.needs)
 
 
 def shared_passes(clip: CLIP, specs: Sequence[FeatureSpec], size: tuple[int, int]) -> list[list[int]]:
@@ -16,11 +23,12 @@ def shared_passes(clip: CLIP, specs: Sequence[FeatureSpec], size: tuple[int, int
 
     Specifications part ways where the tower's first block does: at the activation, and at how positions are
     resized unless an input of `size` (H, W) has the tower's own grid. Layers, streams and projection are
-    taken from one pass.
+    taken from one pass. Those that are not cacheable are alone: their methods change the tower's tokens.
     """
-    groups: dict[tuple[str, str], list[int]] = {}
+    groups: dict[tuple[str, ...], list[int]] = {}
     for index, spec in enumerate(specs):
-        groups.setdefault(_key(clip, spec, size), []).append(index)
+        alone = () if spec.cacheable else (str(index),)
+        groups.setdefault((*_key(clip, spec, size), *alone), []).append(index)
     return list(groups.values())
 
 

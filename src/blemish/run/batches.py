@@ -65,7 +65,8 @@ class Batches:
     """Every epoch's batches of `data` for one process.
 
     cache: None encodes each picture in each epoch. copies: how many drawings of each picture the cache holds;
-    epoch e uses drawing e modulo copies. autocast: the number format of the encoder's products, or None.
+    epoch e uses drawing e modulo copies. autocast: the number format of the encoder's products, or None. encoder:
+    of a method that learns inside the image tower, in place of the frozen tower; its features carry gradients.
     """
 
     def __init__(
@@ -79,9 +80,11 @@ class Batches:
         cache: FeatureCache | None = None,
         copies: int = 1,
         autocast: torch.dtype | None = None,
+        encoder: Callable[[Tensor], ImageFeatures] | None = None,
     ) -> None:
         self.data, self.clip, self.spec, self.batch_size = data, clip, spec, batch_size
         self.processes, self.cache, self.copies, self.autocast = processes, cache, copies, autocast
+        self.encoder = encoder
         self._keys: dict[tuple[int, int], str] = {}
 
     @property
@@ -116,7 +119,13 @@ class Batches:
             self.data, augmentation=AUGMENTATIONS["none"], map_size=self.data.size, _masks={}
         )
         alone = Batches(
-            plain, self.clip, self.spec, min(self.batch_size, 8), Processes(), autocast=self.autocast
+            plain,
+            self.clip,
+            self.spec,
+            min(self.batch_size, 8),
+            Processes(),
+            autocast=self.autocast,
+            encoder=self.encoder,
         )
         if self.cache is not None and not self.data.augmented:
             alone.cache = self.cache
@@ -126,11 +135,13 @@ class Batches:
         yield from (batch for batch in found if batch is not None)
 
     def encode(self, pixels: Sequence[np.ndarray]) -> ImageFeatures:
-        """Features of network inputs, without gradient."""
+        """Features of network inputs; without gradient unless a method's own encoder makes them."""
         images = torch.from_numpy(np.stack(pixels)).to(self.clip.device)
-        kind = self.clip.device.type
-        with torch.no_grad(), torch.autocast(kind, self.autocast, enabled=self.autocast is not None):
-            return self.clip.encode_image(images, self.spec)
+        with torch.autocast(self.clip.device.type, self.autocast, enabled=self.autocast is not None):
+            if self.encoder is not None:
+                return self.encoder(images)
+            with torch.no_grad():
+                return self.clip.encode_image(images, self.spec)
 
     def _encoded(self, whole: list[list[int]], epoch: int) -> Iterator[Batch | None]:
         rows = [row for batch in whole for row in self.processes.share(batch)]

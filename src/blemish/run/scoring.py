@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from blemish.clip.model import CLIP
-from blemish.clip.shared import encode_shared, shared_passes
+from blemish.clip.shared import encode_for, encode_shared, shared_passes
 from blemish.data.samples import load_mask, load_pixels
 from blemish.data.transforms import Box, TileBlender, map_to_size, preprocess, resize_mask, tiles
 from blemish.detector import PIXELS_IN_FLIGHT, Detector
@@ -255,7 +255,10 @@ class Scorer:
         for labels in group.passes:
             started = _now(group.clip.device)
             methods = [self.detectors[label].method for label in labels]
-            shared = encode_shared(group.clip, images, [method.needs for method in methods])
+            if len(methods) == 1:
+                shared = [encode_for(group.clip, methods[0], images)]
+            else:
+                shared = encode_shared(group.clip, images, [method.needs for method in methods])
             encoded = _now(group.clip.device)
             for label, method, features in zip(labels, methods, shared, strict=True):
                 begun = time.perf_counter()

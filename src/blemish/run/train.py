@@ -30,7 +30,7 @@ from blemish.run.recipe import Recipe, TrainOptions, autocast_type, complete
 from blemish.run.train_data import Gathered, gather
 from blemish.run.train_log import TrainLog
 from blemish.run.train_state import restore_state, save_state
-from blemish.types import Method, Sample, Target
+from blemish.types import Encodes, Method, Sample, Target
 
 if TYPE_CHECKING:
     from blemish.clip.model import CLIP
@@ -221,6 +221,7 @@ def _batches(
         cache=cache,
         copies=recipe.copies,
         autocast=autocast_type(recipe.precision),
+        encoder=method.encode if isinstance(method, Encodes) else None,
     )
 
 
