@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 
 from blemish.clip.config import CLIPConfig, TextConfig, VisionConfig
 from blemish.clip.model import CLIP
+from blemish.clip.shared import encode_for
 from blemish.clip.tokenizer import Tokenizer
 from blemish.methods import build
 from blemish.types import ImageFeatures, Target
@@ -34,17 +37,21 @@ def make(clip: CLIP, variant: tuple[str, dict[str, Any]], **more: Any) -> Any:
     return build(name, clip, **(options | more)).eval()
 
 
-def encode(clip: CLIP, method: Any, count: int, seed: int = 0) -> ImageFeatures:
+def encode(clip: CLIP, method: Any, count: int, seed: int = 0, learning: bool = False) -> ImageFeatures:
+    """Features of noise. learning: with gradients, which reach methods that learn inside the image tower."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        return clip.encode_image(torch.randn(count, 3, *SIZE, generator=generator), method.needs)
+    with torch.set_grad_enabled(learning):
+        return encode_for(clip, method, torch.randn(count, 3, *SIZE, generator=generator))
 
 
 def pick(features: ImageFeatures, rows: Any) -> ImageFeatures:
+    """The chosen images of a batch, whatever features they have."""
     tokens = {stream: tuple(t[rows] for t in layers) for stream, layers in features.tokens.items()}
-    plain = features.plain_class_feature
-    plain = None if plain is None else plain[rows]
-    return ImageFeatures(features.class_feature[rows], tokens, features.grid, features.image_size, plain)
+    others = {f.name: getattr(features, f.name) for f in fields(features)}
+    chosen: dict[str, Any] = {
+        name: value[rows] for name, value in others.items() if isinstance(value, torch.Tensor)
+    }
+    return replace(features, tokens=tokens, **chosen)
 
 
 def target(count: int) -> Target:

@@ -14,7 +14,7 @@ from small_clip import CONFIG, SIZE, encode, make, make_clip, pick, target
 from blemish.clip.config import CLIPConfig
 from blemish.clip.model import CLIP
 from blemish.methods import METHODS, build, method_class, presets
-from blemish.types import Attends, Method, Prediction, Remembers, Target
+from blemish.types import Attends, Encodes, Method, Prediction, Remembers, Target
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in METHODS),
@@ -32,6 +32,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("gen_clip", {"deep_proj": True, "dropout": 0.0, "deep_depth": 2, "image_score": "max"}),
     ("gen_clip", {"trailing_object": True, "trailing_period": True, "dice_both": True, "layers": (2, 1.0)}),
     ("gen_clip", {"cnf_image_size": 56}),
+    ("ada_clip", {"fusion": "off", "depth": 2, "length": 2, "layers": (1, 1.0)}),
+    ("ada_clip", {"abnormal_patches": 7, "clusters": 3}),
     ("vip2_clip", {"legacy_state_word": True, "fgp_heads": 5, "use_utpa": False, "sigma": 0.0}),
 ]
 
@@ -117,6 +119,8 @@ def test_loss_falls_and_reaches_every_parameter(clip: CLIP, variant) -> None:
     totals = []
     for _ in range(20):
         optimizer.zero_grad()
+        if isinstance(method, Encodes):
+            features = encode(clip, method, 4, learning=True)
         terms = method.loss(features, truth)
         assert all(t.ndim == 0 and torch.isfinite(t) for t in terms.values())
         total = torch.stack(list(terms.values())).sum()
@@ -142,7 +146,7 @@ def test_half_precision_backbone(clip: CLIP, variant) -> None:
         return
     halved.train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        terms = halved.loss(encode(small, halved, 2), target(2))
+        terms = halved.loss(encode(small, halved, 2, learning=True), target(2))
     torch.stack([t.float() for t in terms.values()]).sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in halved.parameters() if p.requires_grad)
 
@@ -262,7 +266,7 @@ def test_recipe_of_the_paper(clip: CLIP, name: str) -> None:
 @pytest.mark.parametrize("name", LEARNING)
 def test_images_without_masks_teach_everything_or_are_refused(clip: CLIP, name: str) -> None:
     method = make(clip, (name, {})).train()
-    features, unmasked = encode(clip, method, 4), Target(target(4).label)
+    features, unmasked = encode(clip, method, 4, learning=True), Target(target(4).label)
     if not method.learns_without_masks:
         with pytest.raises(ValueError, match="masks"):
             method.loss(features, unmasked)
