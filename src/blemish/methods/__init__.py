@@ -22,12 +22,14 @@ METHODS = {
     "gen_clip": "blemish.methods.gen_clip:GenCLIP",
     "clip": "blemish.methods.clip_zero:CLIPZero",
     "clip_ac": "blemish.methods.clip_zero:CLIPAC",
+    "win_clip": "blemish.methods.win_clip:WinCLIP",
     "april_gan": "blemish.methods.april_gan:AprilGAN",
     "coop": "blemish.methods.coop:CoOp",
     "af_clip": "blemish.methods.af_clip:AFCLIP",
     "cocoop": "blemish.methods.cocoop:CoCoOp",
     "ada_clip": "blemish.methods.ada_clip:AdaCLIP",
     "fa_prompt": "blemish.methods.fa_prompt:FAPrompt",
+    "ano_vl": "blemish.methods.ano_vl:AnoVL",
 }
 
 
