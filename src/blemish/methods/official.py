@@ -22,7 +22,7 @@ from torch import Tensor
 from ..clip.model import CLIP
 from ..errors import BadCheckpoint, BadOption, OutputError
 from ..parts.prompts import tokenizer_of
-from . import build, official_af, official_april, official_fa, official_vcp, official_vip2
+from . import build, official_ada, official_af, official_april, official_fa, official_vcp, official_vip2
 from .anomaly_clip import AnomalyCLIP
 from .vcp_clip import VCPCLIP
 from .vcp_clip_plus import VCPCLIPPlus
@@ -38,7 +38,7 @@ Flat = dict[str, Tensor]
 # A family's module: METHOD, its class; identify(flat), None or what a file is, as keywords of OfficialInfo and
 # `widths`, of text (or joint) and image tower, by which the backbone is named; learned(method), names and shapes of
 # the file; assign(method, flat); content(method), nested as saved.
-FAMILIES: tuple[Any, ...] = (official_af, official_april, official_fa)
+FAMILIES: tuple[Any, ...] = (official_ada, official_af, official_april, official_fa)
 
 
 @dataclass(frozen=True)
