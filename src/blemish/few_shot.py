@@ -84,7 +84,7 @@ def normal_images(
     refs = find_images(given)
     for ref in refs:
         if ref.error is not None:
-            raise BadImage(f"{printable_name(ref.path)}: {ref.error}")
+            raise BadImage(ref.error)
     where = printable_name(given[0]) if len(given) == 1 else "the list of normal images"
     return choose([ref.path for ref in refs], shots, seed, where)
 

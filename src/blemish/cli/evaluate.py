@@ -13,6 +13,7 @@ from blemish.cli.shared import (
     EXIT_INTERRUPTED,
     BackboneOption,
     BatchSizeOption,
+    ClassNamesOption,
     ConfigOption,
     DeviceOption,
     ImageSizeOption,
@@ -21,6 +22,7 @@ from blemish.cli.shared import (
     QuietOption,
     SeedOption,
     SetOption,
+    ShotsOption,
     ThreadsOption,
     VerboseOption,
     app,
@@ -30,7 +32,7 @@ from blemish.cli.shared import (
     shown_errors,
     stop_on_kill,
 )
-from blemish.config import merge_options
+from blemish.config import merge_options, read_class_names
 from blemish.errors import BadOption
 
 if TYPE_CHECKING:
@@ -94,13 +96,26 @@ def evaluate(
     class_name: Annotated[
         str | None, typer.Option("--class-name", help="What the images show; default: the dataset's class.")
     ] = None,
+    class_names: ClassNamesOption = None,
+    normal: Annotated[
+        str | None,
+        typer.Option(
+            "--normal",
+            metavar="DIR",
+            help="Normal images for few-shot methods: a folder for all classes or one with a folder a class, "
+            "a memory, or ROOT for its training split.",
+        ),
+    ] = None,
+    shots: ShotsOption = None,
     classes: Annotated[str | None, typer.Option("--classes", help="Only these, separated by commas.")] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", help="At most so many images of each class, evenly spread.")
     ] = None,
     save: Annotated[
         str | None,
-        typer.Option("--save", help="What to write besides the numbers, of maps,embeddings; or none. [none]"),
+        typer.Option(
+            "--save", help="What to write besides the numbers, of maps,embeddings,memory; or none. [none]"
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in OUT.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in OUT.")] = False,
@@ -158,11 +173,19 @@ def _evaluate(
     check_output(out, resume=resume, overwrite=overwrite)
     torch.manual_seed(options.seed)
     dataset = open_dataset(Path(options.data).expanduser(), options.dataset, options.split)
+    words = None if options.class_names is None else read_class_names(Path(options.class_names))
     detectors = load_detectors(options.methods, options.checkpoints, own, **options.loading)
     try:
         with stop_on_kill(), progress(quiet) as show:
             found = run(
-                detectors, dataset, out, options, resume=resume, overwrite=overwrite, on_progress=show
+                detectors,
+                dataset,
+                out,
+                options,
+                class_names=words,
+                resume=resume,
+                overwrite=overwrite,
+                on_progress=show,
             )
     except KeyboardInterrupt:
         say(f"interrupted; what is done is in {out}, the same command with --resume goes on")

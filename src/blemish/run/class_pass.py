@@ -6,7 +6,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from blemish.output.embeddings import ClassTexts, read_texts, write_projection, 
 from blemish.output.tables import write_map
 from blemish.pipeline import ordered_map
 from blemish.run.evaluate_options import EvaluateOptions
+from blemish.run.normals import Normals
 from blemish.run.parts import ClassPart, Parts
 from blemish.run.predict import Progress
 from blemish.run.results import Counts, ImageRow
@@ -29,7 +30,7 @@ from blemish.run.scoring import Clock, Outcome, Picture, Scored, Scorer
 from blemish.run.tally import Tally, image_score
 from blemish.types import Sample
 
-MAPS_FOLDER, TEXTS_FOLDER = "maps", "embeddings"
+MAPS_FOLDER, TEXTS_FOLDER, MEMORY_FOLDER = "maps", "embeddings", "memory"
 _UNSAFE = re.compile(r'[/\\:*?"<>|\x00-\x1f]')
 
 
@@ -37,6 +38,7 @@ class ClassPass:
     """Runs classes of one dataset, one after the other.
 
     root: the dataset's folder, or the list file in it. out: of the run. words: class -> what methods are told.
+    normals: what few-shot methods remember of each class.
     """
 
     def __init__(
@@ -47,7 +49,9 @@ class ClassPass:
         options: EvaluateOptions,
         words: Mapping[str, str],
         on_progress: Progress | None,
+        normals: Normals | None = None,
     ) -> None:
+        self.normals = normals
         self.detectors, self.options, self.show = detectors, options, on_progress
         self.base = (root if root.is_dir() else root.parent).absolute()
         self.resolution = {label: options.resolution_of(detector) for label, detector in detectors.items()}
@@ -64,7 +68,9 @@ class ClassPass:
         )
         self.map_folders = self._folders(out / MAPS_FOLDER) if "maps" in options.kinds else {}
         self.text_folders = self._folders(out / TEXTS_FOLDER) if texts else {}
+        self.memory_folders = self._folders(out / MEMORY_FOLDER) if "memory" in options.kinds else {}
         files = _distinct([_component(name) for name in words])
+        self.files = dict(zip(words, files, strict=True))
         self.text_files = {name: f"{file}.npz" for name, file in zip(words, files, strict=True)}
         self.done = self.total = 0
 
@@ -105,6 +111,21 @@ class ClassPass:
         resume: bool,
     ) -> ClassPart:
         """One class; from the state in `parts` when `resume` and there is one. no_pixel: why without masks."""
+        remembered = self.normals.remembered(self.detectors, name) if self.normals else nullcontext()
+        with remembered:
+            self._write_memories(name)
+            return self._run(name, samples, counts, no_pixel, parts, digest, resume)
+
+    def _run(
+        self,
+        name: str,
+        samples: Sequence[Sample],
+        counts: Counts,
+        no_pixel: str | None,
+        parts: Parts,
+        digest: str,
+        resume: bool,
+    ) -> ClassPart:
         saved = parts.load_state(digest) if resume else None
         done, before, tallies = saved or (0, 0.0, self._new_tallies())
         self._report(done, None)
@@ -144,6 +165,15 @@ class ClassPass:
             label: Tally(ClassMetrics(self.options.metric_options(detector.map_range)))
             for label, detector in self.detectors.items()
         }
+
+    def _write_memories(self, name: str) -> None:
+        """What every method remembers of a class, one file each, or of all classes in one."""
+        assert self.normals is not None or not self.memory_folders
+        for label, folder in self.memory_folders.items():
+            alone = folder.with_name(f"{folder.name}.safetensors")
+            self.detectors[label].save_memory(
+                alone if self.normals and self.normals.shared else folder / f"{self.files[name]}.safetensors"
+            )
 
     def has_texts(self, name: str) -> bool:
         """Whether the text embeddings of a class are there for every method, or not asked for."""

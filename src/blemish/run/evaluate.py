@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -14,12 +15,13 @@ import numpy as np
 
 from blemish.checkpoint import package_versions
 from blemish.data.layouts import Dataset
-from blemish.detector import Detector
+from blemish.detector import Detector, uses_class_names
 from blemish.device import machine
 from blemish.errors import BadDataset, BadOption, OutputError, UnknownName
 from blemish.files import make_folder, printable_name
 from blemish.run.class_pass import ClassPass
 from blemish.run.evaluate_options import EvaluateOptions
+from blemish.run.normals import Normals, check_able, find_normals
 from blemish.run.parts import ClassPart, Parts
 from blemish.run.predict import RUN_FILE, Progress, check_output, write_json
 from blemish.run.results import RESULTS_FILE, Counts, Evaluation, MethodResult, Protocol, Speed, write_csv
@@ -27,6 +29,7 @@ from blemish.run.tally import means, why_no_pixel
 from blemish.types import Sample
 
 CSV_FILE, PARTS_FOLDER = "results.csv", "parts"
+log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -43,7 +46,8 @@ def evaluate(
     """Score a dataset with every detector in one pass, and write results.json and results.csv into `out`.
 
     detectors: by label; those on one CLIP object share its passes (`load_detectors` makes such). class_names:
-    class -> what methods are told that its images show, before `options.class_name` and the dataset's words.
+    class -> what methods are told that its images show, before `options.class_name` and the dataset's words; may
+    name classes of other datasets too.
     Images that cannot be read are recorded with their cause and the rest go on. resume: go on with an earlier
     run of the same settings: finished classes are taken over, and the interrupted one goes on where its state
     was last saved; overwrite: start anew (no other file is deleted). on_progress (done, total, error).
@@ -58,11 +62,15 @@ def evaluate(
     check_output(out, resume=resume, overwrite=overwrite)
     classes, notes = choose_samples(dataset, options, out)
     words = _class_words(dataset, options, class_names or {}, classes)
-    pass_over = ClassPass(detectors, dataset.root, out, options, words, on_progress)
-    settings = _settings(detectors, dataset, options, words)
+    normals = _normals(detectors, dataset, options, classes)
+    if normals is not None:
+        notes += [normals.note(), *normals.warnings(classes)]
+    pass_over = ClassPass(detectors, dataset.root, out, options, words, on_progress, normals)
+    settings = _settings(detectors, dataset, options, words, normals)
     if resume:
         _check_same(out, settings)
     make_folder(out)
+    _warn_without_class_names(detectors, words)
     run = {
         "versions": package_versions(),
         **settings,
@@ -238,18 +246,45 @@ def _spread(samples: list[Sample], limit: int | None) -> list[Sample]:
     return [samples[int(i)] for i in middles]
 
 
+def _normals(
+    detectors: Mapping[str, Detector], dataset: Dataset, options: EvaluateOptions, classes: Mapping[str, Any]
+) -> Normals | None:
+    """The normal images of each class, where few-shot methods get any."""
+    if options.normal is None:
+        return None
+    check_able(detectors)
+    return find_normals(options.normal, dataset, list(classes), options.shots, options.seed)
+
+
+def _warn_without_class_names(detectors: Mapping[str, Detector], words: Mapping[str, str]) -> None:
+    """Say once that methods whose texts name the class have no better word than the layouts' own fallback."""
+    users = [label for label, detector in detectors.items() if uses_class_names(detector.method)]
+    nameless = [name for name, word in words.items() if name == word == Sample.class_name]
+    if users and nameless:
+        log.warning(
+            '%s put%s class names into the texts, the dataset has none and "%s" stands for them; pass --class-name '
+            '"what the images show"',
+            ", ".join(users),
+            "s" if len(users) == 1 else "",
+            Sample.class_name,
+        )
+
+
 def _class_words(
     dataset: Dataset, options: EvaluateOptions, given: Mapping[str, str], classes: Mapping[str, Any]
 ) -> dict[str, str]:
     """class -> what methods are told. Raises UnknownName for a class that is not there."""
-    for name in given:
-        if name not in dataset.classes:
-            raise UnknownName(f"class of {dataset.name}", name, dataset.classes)
+    if given and not any(name in dataset.classes for name in given):
+        raise UnknownName(f"class of {dataset.name}", next(iter(given)), dataset.classes)
     return {name: given.get(name) or options.class_name or dataset.prompt_name(name) for name in classes}
 
 
 def _settings(
-    detectors: Mapping[str, Detector], dataset: Dataset, options: EvaluateOptions, words: Mapping[str, str]
+    detectors: Mapping[str, Detector],
+    dataset: Dataset,
+    options: EvaluateOptions,
+    words: Mapping[str, str],
+    normals: Normals | None,
 ) -> dict[str, Any]:
     """Everything that a resumed run must have in common with its beginning."""
     methods = {
@@ -259,6 +294,7 @@ def _settings(
     }
     own = {name: getattr(options, name) for name in EvaluateOptions.__dataclass_fields__}
     own |= {"classes": options.chosen_classes, "save": options.kinds}
+    own["normal"] = None if normals is None else normals.describe()
     del own["batch_size"]
     source = {"dataset": dataset.name, "layout": dataset.layout, "split": dataset.split}
     return _plain(source | own | {"class_names": dict(words), "methods": methods})

@@ -11,7 +11,7 @@ from blemish.metrics import MetricOptions
 from blemish.run.scoring import Resolution
 from blemish.run.tally import top_k
 
-SAVED_KINDS = ("maps", "embeddings")
+SAVED_KINDS = ("maps", "embeddings", "memory")
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,10 @@ class EvaluateOptions:
     class_name: what methods are told that every image shows; None: the dataset's word for its class.
     classes: only these, as a tuple or separated by commas; empty: all.
     limit: at most so many images of a class, evenly from its list.
-    save: what to write besides the numbers, of "maps" (TIFF at every image's own size) and "embeddings" (text
-        features of every image by class, and a picture of them).
+    normal: normal images for few-shot methods, of all classes or by class, see `run.normals.find_normals`.
+    shots: only so many of them a class, drawn by `seed`.
+    save: what to write besides the numbers, of "maps" (TIFF at every image's own size), "embeddings" (text
+        features of every image by class, and a picture of them) and "memory" (of the normal images, by class).
     batch_size: images that go through the network together. seed: of every random number.
     """
 
@@ -44,6 +46,8 @@ class EvaluateOptions:
     class_name: str | None = None
     classes: str | tuple[str, ...] = ()
     limit: int | None = None
+    normal: str | None = None
+    shots: int | None = None
     save: str | tuple[str, ...] = ()
     batch_size: int = 8
     seed: int = 0
@@ -61,6 +65,9 @@ class EvaluateOptions:
             raise BadOption(
                 f"resolution is {self.resolution!r}; expected a side in pixels such as 518, or native"
             )
+        if self.normal is None and (self.shots is not None or "memory" in self.kinds):
+            given = "shots" if self.shots is not None else "memory to save"
+            raise BadOption(f"{given} without normal images to choose from; give some with --normal DIR")
         top_k(self.score_rule)
         self.metric_options((0.0, 1.0))
         for kind in self.kinds:
@@ -96,7 +103,8 @@ class EvaluateCommand(EvaluateOptions):
 
     data: the dataset's folder; dataset: its name or layout, when it is not to be recognised; split: "test",
     "train" or "all". method, checkpoint: see `load_detectors`, separated by commas or as lists. out: the folder
-    that receives the results. The others of them are those of `blemish.load`.
+    that receives the results. class_names: a file of words for classes, see `config.read_class_names`. The others are
+    those of `blemish.load`.
     """
 
     data: str | None = None
@@ -112,6 +120,7 @@ class EvaluateCommand(EvaluateOptions):
     threads: int | None = None
     tile: int | None = None
     overlap: float = 0.25
+    class_names: str | None = None
 
     @property
     def methods(self) -> tuple[str, ...]:

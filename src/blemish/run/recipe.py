@@ -30,8 +30,8 @@ class TrainOptions:
     receives the run. backbone, device, image_size, threads: as in `blemish.load`. precision: of the products;
     "auto" and "fp32" are exact, "bf16" and "fp16" are autocast with losses and learned parts in fp32.
     epochs, batch_size (over all processes), learning_rate, seed, augmentation ("none", "mosaic", "vcp",
-    "vcp_mosaic", or "auto" for the recipe's): the recipe. schedule: of the learning rate, "constant", or falling to 0 as
-    "linear" or "cosine"; "auto" is the method's own, constant for most. betas, weight_decay: of the optimiser,
+    "vcp_mosaic", or "auto" for the recipe's): the recipe. schedule: of the learning rate, "constant", or falling
+    to 0 as "linear" or "cosine"; "auto" is the method's own, constant for most. betas, weight_decay: of the optimiser,
     Adam for most; None: the method's own. map_size: side at which maps and masks are compared; None is the
     image size.
     cache: "off" encodes every picture in every epoch, a number keeps so many drawings of each (1 without
