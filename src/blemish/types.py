@@ -36,6 +36,8 @@ class FeatureSpec:
         None for none.
     windows: sides k, in patches, of the windows of which class features are wanted (WinCLIP): all windows of
         k x k patches, one patch apart, each passed through the tower by itself with the class token.
+    views: class features of transformed copies of the image are wanted too (AnoVL), each one more pass of the
+        tower: `blemish.clip.views` says which.
     """
 
     layers: tuple[int | float, ...] = (1.0,)
@@ -49,6 +51,7 @@ class FeatureSpec:
     cacheable: bool = True
     class_size: int | None = None
     windows: tuple[int, ...] = ()
+    views: bool = False
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -80,6 +83,8 @@ class ImageFeatures:
     windows: (B, M, D), class features of the windows, projected, not normalised: scale by scale as
         `FeatureSpec.windows` names them, row by row within each (`blemish.clip.windows.window_counts` says how
         many); None when none were asked for.
+    view_class_features: (B, V, D), class features of the V copies that `blemish.clip.views` makes of each image,
+        projected, not normalised; None when they were not asked for.
     """
 
     class_feature: Tensor
@@ -88,6 +93,7 @@ class ImageFeatures:
     image_size: tuple[int, int]
     plain_class_feature: Tensor | None = None
     windows: Tensor | None = None
+    view_class_features: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.class_feature.shape[0])
@@ -141,7 +147,8 @@ class Method(Protocol):
     """The contract between a method and everything else. Methods are `nn.Module`s built on a frozen CLIP.
 
     A method whose texts name the class says so in an attribute `uses_class_names = True` (missing: False); without
-    names it falls back to "object", of which the detector and the evaluation warn its user once.
+    names it falls back to "object", of which the detector and the evaluation warn its user once. One that cannot be
+    exported as a graph says why in an attribute `exportable`, a sentence (missing or empty: it can).
     """
 
     config: Any

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -45,13 +44,11 @@ def encode(clip: CLIP, method: Any, count: int, seed: int = 0, learning: bool = 
 
 
 def pick(features: ImageFeatures, rows: Any) -> ImageFeatures:
-    """The chosen images of a batch, whatever features they have."""
-    tokens = {stream: tuple(t[rows] for t in layers) for stream, layers in features.tokens.items()}
-    others = {f.name: getattr(features, f.name) for f in fields(features)}
-    chosen: dict[str, Any] = {
-        name: value[rows] for name, value in others.items() if isinstance(value, torch.Tensor)
-    }
-    return replace(features, tokens=tokens, **chosen)
+    """The features of some of the images, every tensor among them."""
+    found = {f.name: getattr(features, f.name) for f in fields(features)}
+    found |= {name: value[rows] for name, value in found.items() if isinstance(value, torch.Tensor)}
+    found["tokens"] = {stream: tuple(t[rows] for t in layers) for stream, layers in features.tokens.items()}
+    return ImageFeatures(**found)
 
 
 def target(count: int) -> Target:

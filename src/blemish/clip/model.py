@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..types import FeatureSpec, ImageFeatures
+from . import views
 from .config import CLIPConfig
 from .layers import ACTIVATION_FUNCTIONS, Transformer
 from .vision import VisionTower
@@ -118,6 +119,7 @@ class CLIP(nn.Module):
             images.to(self.dtype), spec, self._activation(spec.activation), visual_prompts
         )
         features.plain_class_feature = self.plain_class_feature(images, spec)
+        features.view_class_features = self.view_class_features(images, spec)
         return features
 
     def plain_class_feature(self, images: Tensor, spec: FeatureSpec) -> Tensor | None:
@@ -130,6 +132,18 @@ class CLIP(nn.Module):
         second = resize_images(images, (spec.class_size, spec.class_size))
         own = FeatureSpec(position_resize=spec.position_resize)
         return self.encode_image(second, own).class_feature
+
+    def view_class_features(self, images: Tensor, spec: FeatureSpec) -> Tensor | None:
+        """Class features (B, V, D) of V transformed copies, not normalised; None when `spec` asks for none."""
+        if not spec.views:
+            return None
+        own = replace(spec, layers=(1.0,), streams=(), class_size=None, windows=(), views=False)
+        return views.class_features(
+            images,
+            self.config.mean,
+            self.config.std,
+            lambda copy: self.encode_image(copy, own).class_feature,
+        )
 
     def embed(self, ids: Tensor) -> Tensor:
         """Word embeddings without positions: (..., T) ids -> (..., T, W)."""

@@ -48,6 +48,7 @@ def encode_shared(clip: CLIP, images: Tensor, specs: Sequence[FeatureSpec]) -> l
         found |= zip(group, clip.visual.forward_shared(pixels, own, activation), strict=True)
     for i, spec in enumerate(specs):
         found[i].plain_class_feature = clip.plain_class_feature(images, spec)
+        found[i].view_class_features = clip.view_class_features(images, spec)
     return [found[i] for i in range(len(specs))]
 
 
