@@ -41,12 +41,18 @@ def resize_positions(table: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
 
 
 class Stream(NamedTuple):
-    """A parallel attention stream. name: "vv", "qq" or "kk". start: its first block. ffn: passes the MLP."""
+    """A parallel attention stream. name: "vv", "qq", "kk" or "vv_path". start: its first block.
+
+    ffn: passes the MLP; "vv_path" always does.
+    """
 
     name: str
     start: int
     ffn: bool
 
+
+# Block number, from 1 -> what is applied to its output tokens (..., W), token by token.
+Adapters = Mapping[int, Callable[[Tensor], Tensor]]
 
 # (stream, None for the ordinary tokens; block; projected or not) -> tokens
 Tapped = dict[tuple[Stream | None, int, bool], Tensor]
@@ -154,9 +160,10 @@ class VisionTower(nn.Module):
         spec: FeatureSpec,
         activation: Callable[[Tensor], Tensor],
         visual_prompts: Sequence[Tensor] = (),
+        adapters: Adapters | None = None,
     ) -> ImageFeatures:
         """Frozen features of B images as `spec` asks for them; see `CLIP.encode_image`."""
-        return self.forward_shared(images, [spec], activation, visual_prompts)[0]
+        return self.forward_shared(images, [spec], activation, visual_prompts, adapters)[0]
 
     def forward_shared(
         self,
@@ -164,11 +171,12 @@ class VisionTower(nn.Module):
         specs: Sequence[FeatureSpec],
         activation: Callable[[Tensor], Tensor],
         visual_prompts: Sequence[Tensor] = (),
+        adapters: Adapters | None = None,
     ) -> list[ImageFeatures]:
         """Features for several specifications from one pass, each as `forward` alone would give them.
 
         Positions are resized as the first specification says, and `activation` serves all: the caller sees to
-        it that they agree in both (`blemish.clip.shared`). visual_prompts serve all too.
+        it that they agree in both (`blemish.clip.shared`). visual_prompts and adapters serve all too.
         """
         depth = self.config.layers
         if len(visual_prompts) > depth:
@@ -193,6 +201,8 @@ class VisionTower(nn.Module):
             active = [stream for stream in parallel if number >= stream.start]
             rows = Rows(number < depth or any(whole), number == depth and not all(whole))
             x, class_row = self._block(block, x, streams, active, activation, rows)
+            if adapters is not None and number in adapters:
+                x, class_row = adapters[number](x), adapters[number](class_row)
             for request in requests:
                 for key in request.streams.values() if number in request.taps else ():
                     place = key, number, request.spec.projected
@@ -233,11 +243,17 @@ class VisionTower(nn.Module):
         A parallel stream starts as the ordinary tokens before its first block and only ever adds
         out_proj(softmax(R R^T / sqrt(d)) V), R being the queries, keys or values of the *ordinary* tokens;
         it never feeds back. With `ffn`, from its second block on, it is instead recomputed from the
-        ordinary tokens and passes the MLP.
+        ordinary tokens and passes the MLP. "vv_path" is a tower of its own from its first block on: R and V are
+        the values of its own tokens, which pass the MLP (AA-CLIP).
         """
         attn = block.attn
         query, key, value = attn.qkv(block.ln_1(x))
         for stream in active:
+            if stream.name == "vv_path":
+                own = streams.get(stream, x)
+                same = value if stream not in streams else attn.qkv(block.ln_1(own))[2]
+                streams[stream] = block.feed_forward(own + attn.attend(same, same, same), activation)
+                continue
             same = {"vv": value, "qq": query, "kk": key}[stream.name]
             step = attn.attend(same, same, value)
             if stream.ffn and stream in streams:
