@@ -174,7 +174,9 @@ def to_official(method: Any) -> dict[str, Any]:
     if isinstance(method, ViP2CLIP):
         return {group: _cpu(tensors) for group, tensors in official_vip2.content(method).items()}
     if (family := _family(method)) is not None:
-        return {group: _cpu(tensors) for group, tensors in family.content(method).items()}
+        found: dict[str, Any] = family.content(method)
+        loose = _cpu({name: t for name, t in found.items() if isinstance(t, Tensor)})
+        return loose | {group: _cpu(tensors) for group, tensors in found.items() if group not in loose}
     if isinstance(method, VCPCLIP | VCPCLIPPlus):
         return official_vcp.nest(_cpu(official_vcp.content(method)))
     raise BadOption(f"{type(method).__name__} has no authors' file format")
