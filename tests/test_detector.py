@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,34 @@ def test_tiles_score_is_the_largest(small_checkpoint: Make, draw: Make) -> None:
     expected = max(parts.predict(pixels[:, :32]).score, parts.predict(pixels[:, 32:]).score)
     found = blemish.load(checkpoint=checkpoint, tile=32, overlap=0).predict(path)
     assert found.score == pytest.approx(expected, abs=1e-5)
+
+
+def test_methods_may_ask_for_squares() -> None:
+    detector = window_detector()
+    asking = Brightness()
+    asking.square_tiles = True  # type: ignore[attr-defined]
+    squares = Detector(detector.clip, asking, detector.setup)
+    assert (detector.setup.tile, squares.setup.tile) == (None, "square")
+    pixels = np.zeros((28, 42, 3), dtype=np.uint8)
+    pixels[4:12, 18:24] = 180
+    found = squares.predict(pixels)
+    # At the size of the network's input nothing is resized: the map is the picture.
+    np.testing.assert_allclose(found.map, pixels[..., 0] / 255, atol=1e-6)
+    assert found.score == found.map.max()
+    np.testing.assert_array_equal(squares.predict(pixels[:, :28]).map, detector.predict(pixels[:, :28]).map)
+    named = Detector(detector.clip, asking, replace(detector.setup, tile=14))
+    assert named.setup.tile == 14 and len(named.prepare(pixels).boxes) > 2
+
+
+def test_windows_must_fit_the_image_size() -> None:
+    method = Brightness()
+    method.needs = FeatureSpec(windows=(2, 3))  # type: ignore[misc]
+    setup = Setup("windows", "window", 28)
+    with pytest.raises(
+        BadOption, match=r"3 x 3 patches do not fit image size 28, which has 2 patches.* of 42"
+    ):
+        Detector(Window(), method, setup)  # type: ignore[arg-type]
+    Detector(Window(), method, replace(setup, image_size=42))  # type: ignore[arg-type]
 
 
 def test_image_sizes(small_checkpoint: Make, draw: Make) -> None:

@@ -19,7 +19,7 @@ from blemish import few_shot
 from blemish.checkpoint import CheckpointMeta, save_checkpoint
 from blemish.clip.shared import encode_for
 from blemish.data.images import pixel_count, read_image
-from blemish.data.transforms import Box, TileBlender, map_to_size, preprocess, tiles
+from blemish.data.transforms import SQUARES, Box, TileBlender, cut_boxes, map_to_size, preprocess
 from blemish.device import precision_name
 from blemish.errors import BadImage, BadOption
 from blemish.pipeline import ordered_map
@@ -68,8 +68,9 @@ class Setup:
 
     method, backbone: names. checkpoint: file name, empty for methods that learn nothing; checkpoint_sha256
     and backbone_fingerprint identify the weights. tile: side of the tiles in image pixels, None for whole
-    images; overlap: share of a tile that it has in common with the next. normal_images: how many a few-shot
-    method remembers; memory_sha256 identifies what it remembers of them.
+    images, "square" for squares of an image's shorter side (a method's `square_tiles`); overlap: share of a tile
+    that it has in common with the next. normal_images: how many a few-shot method remembers; memory_sha256
+    identifies what it remembers of them.
     """
 
     method: str
@@ -82,7 +83,7 @@ class Setup:
     auxiliary: str = ""
     threshold: float | None = None
     pixel_threshold: float | None = None
-    tile: int | None = None
+    tile: int | str | None = None
     overlap: float = 0.25
     class_name: str | None = None
     normal_images: int = 0
@@ -96,9 +97,12 @@ class Detector:
     """
 
     def __init__(self, clip: CLIP, method: Method, setup: Setup) -> None:
-        """Raises BadOption when the image size or the tiling of `setup` is impossible for this backbone."""
+        """Raises BadOption when the image size or the tiling of `setup` is impossible for backbone or method."""
         check_image_size(setup.image_size, clip.config.vision.patch_size)
-        if setup.tile is not None and setup.tile < 1:
+        check_windows(method.needs.windows, setup.image_size, clip.config.vision.patch_size)
+        if setup.tile is None and getattr(method, "square_tiles", False):
+            setup = replace(setup, tile=SQUARES)
+        if setup.tile not in (None, SQUARES) and not (isinstance(setup.tile, int) and setup.tile >= 1):
             raise BadOption(f"tile is {setup.tile}; expected a number of pixels of at least 1")
         if not 0 <= setup.overlap <= 0.9:
             raise BadOption(f"overlap is {setup.overlap}; expected a share of the tile from 0 to 0.9")
@@ -264,9 +268,7 @@ class Detector:
         pixels = read_image(image)
         height, width = pixels.shape[:2]
         path = str(image) if isinstance(image, (str, Path)) else None
-        tile = self.setup.tile
-        if tile is not None and (height > tile or width > tile):
-            boxes = tuple(tiles(width, height, tile, self.setup.overlap))
+        if boxes := cut_boxes((height, width), self.setup.tile, self.setup.overlap):
             return Prepared(pixels, (height, width), None, boxes, path)
         return Prepared(pixels, (height, width), self._network_input(pixels), (), path)
 
@@ -316,7 +318,7 @@ class Detector:
 
     def _infer_tiles(self, prepared: Prepared, tile_batch: int) -> Raw:
         started = time.perf_counter()
-        blender = TileBlender(*prepared.size)
+        blender = TileBlender(*prepared.size, even=self.setup.tile == SQUARES)
         best: list[float] = []
         for first in range(0, len(prepared.boxes), tile_batch):
             boxes = prepared.boxes[first : first + tile_batch]
@@ -358,3 +360,13 @@ def check_image_size(size: int, patch_size: int) -> None:
         f"image size is {size}; expected a positive multiple of the backbone's patch size {patch_size}, "
         f"the nearest valid: {' or '.join(near)}"
     )
+
+
+def check_windows(windows: Sequence[int], size: int, patch_size: int) -> None:
+    """Raise BadOption when windows, by their sides in patches, are larger than an input of `size` pixels."""
+    largest = max(windows, default=0)
+    if largest * patch_size > size:
+        raise BadOption(
+            f"windows of {largest} x {largest} patches do not fit image size {size}, which has {size // patch_size} "
+            f"patches a side; take a size of {largest * patch_size} or more, or smaller windows"
+        )

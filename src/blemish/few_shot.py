@@ -42,7 +42,7 @@ class MemoryMeta:
     backbone: str
     backbone_fingerprint: str
     image_size: int
-    tile: int | None
+    tile: int | str | None
     overlap: float
     needs: dict[str, Any]
     images: int

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from blemish.data.transforms import TileBlender, binarise_mask, map_to_size, preprocess, resize_mask, tiles
+from blemish.data.transforms import (
+    SQUARES,
+    Box,
+    TileBlender,
+    binarise_mask,
+    cut_boxes,
+    map_to_size,
+    preprocess,
+    resize_mask,
+    squares,
+    tiles,
+)
 from blemish.errors import BadOption
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -97,6 +110,32 @@ def test_tiles_examples_and_refusals() -> None:
     for tile, overlap in ((0, 0.2), (10, -0.1), (10, 0.95), (10, float("nan"))):
         with pytest.raises(BadOption, match="expected"):
             tiles(100, 100, tile, overlap)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90))
+def test_squares_cover_the_picture_evenly(width: int, height: int) -> None:
+    boxes, side = squares(width, height), min(width, height)
+    assert len(boxes) == -(-max(width, height) // side)
+    assert all((box.x1 - box.x0, box.y1 - box.y0) == (side, side) for box in boxes)
+    assert boxes[0][:2] == (0, 0) and boxes[-1][2:] == (width, height)
+    starts = [box.x0 + box.y0 for box in boxes]
+    steps = {later - earlier for earlier, later in itertools.pairwise(starts)}
+    assert not steps or (max(steps) <= side and max(steps) - min(steps) <= 1)
+
+
+def test_what_is_cut_and_what_is_seen_whole() -> None:
+    assert cut_boxes((30, 45), SQUARES) == (Box(0, 0, 30, 30), Box(15, 0, 45, 30))
+    assert cut_boxes((45, 30), SQUARES) == (Box(0, 0, 30, 30), Box(0, 15, 30, 45))
+    assert cut_boxes((30, 30), SQUARES) == cut_boxes((30, 45), None) == cut_boxes((30, 45), 45) == ()
+    assert cut_boxes((30, 45), 30, 0.0) == tuple(tiles(45, 30, 30, 0.0))
+
+
+def test_even_blending_is_the_mean() -> None:
+    blender = TileBlender(4, 6, even=True)
+    for value, box in enumerate(squares(6, 4)):
+        blender.add(box, np.full((4, 4), value, np.float32))
+    assert blender.result().tolist() == [[0, 0, 0.5, 0.5, 1, 1]] * 4
 
 
 @settings(deadline=None, max_examples=50)

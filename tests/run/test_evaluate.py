@@ -485,16 +485,24 @@ def test_streaming_is_within_its_bounds(one: dict[str, Detector], dataset: Datas
         assert abs(a.value - b.value) <= b.error_bound + 1e-9
 
 
-def test_tiles(small_checkpoint: Make, dataset: Dataset, tmp_path: Path) -> None:
-    tiled = load_detectors((), [small_checkpoint()], tile=24)
+@pytest.mark.parametrize("name", ["anomaly_clip", "win_clip"])
+def test_tiles(small_checkpoint: Make, dataset: Dataset, tmp_path: Path, name: str) -> None:
+    """Of 24 pixels, or the squares that a method asks for."""
+    if name == "win_clip":
+        tiled = load_detectors((), [small_checkpoint(name, {"square_tiles": True})])
+    else:
+        tiled = load_detectors((), [small_checkpoint()], tile=24)
     save(np.full((20, 20, 3), 90), dataset.root / "plate/test/good/000.png")
+    long = np.random.default_rng(0).integers(0, 256, (40, 26, 3))
+    save(long.astype(np.uint8), dataset.root / "plate/test/good/001.png")
     found = evaluate(tiled, dataset, tmp_path / "out", EvaluateOptions(save="maps")).methods[0]
     assert found.protocol.resolution == "native"
-    for row in (found.classes["plate"].images[0], found.classes["plate"].images[-1]):
-        expected = tiled["anomaly_clip"].predict(dataset.root / row.path)
+    rows = found.classes["plate"].images
+    for row in (rows[0], rows[1], rows[-1]):
+        tiled[name].setup = replace(tiled[name].setup, class_name="plate")
+        expected = tiled[name].predict(dataset.root / row.path)
         assert row.score == pytest.approx(expected.score, abs=1e-5)
-        name = Path(row.path).with_suffix(".tiff")
-        found_map = read_map(tmp_path / "out/maps/anomaly_clip" / name)
+        found_map = read_map(tmp_path / "out/maps" / name / Path(row.path).with_suffix(".tiff"))
         np.testing.assert_allclose(found_map, expected.map, atol=1e-4)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from blemish.errors import BadOption
 
 STRIP_VALUES = 1 << 20
+SQUARES = "square"  # in place of a tile's side: squares of each picture's shorter side
 
 
 def preprocess(
@@ -104,6 +105,29 @@ def tiles(width: int, height: int, tile: int, overlap: float = 0.25) -> list[Box
     ]
 
 
+def squares(width: int, height: int) -> list[Box]:
+    """The fewest boxes as wide as they are high that cover a picture: of its shorter side, evenly along the longer.
+
+    Two of them, which overlap, for pictures less than twice as long as wide.
+    """
+    side, long = sorted((width, height))
+    count = -(-long // side)
+    starts = [round(i * (long - side) / max(count - 1, 1)) for i in range(count)]
+    across = width > height
+    return [Box(s, 0, s + side, side) if across else Box(0, s, side, s + side) for s in starts]
+
+
+def cut_boxes(size: tuple[int, int], tile: int | str | None, overlap: float = 0.25) -> tuple[Box, ...]:
+    """The boxes of a picture of `size` (H, W) that the network sees one by one; none when it sees it whole.
+
+    tile: side of `tiles` in pixels, SQUARES for `squares`, None for whole pictures. Raises BadOption.
+    """
+    height, width = size
+    if tile is None or (height == width if isinstance(tile, str) else max(size) <= tile):
+        return ()
+    return tuple(squares(width, height) if isinstance(tile, str) else tiles(width, height, tile, overlap))
+
+
 def _starts(length: int, tile: int, stride: int) -> list[int]:
     last = max(length - tile, 0)
     return [*range(0, last, stride), last]
@@ -117,11 +141,13 @@ def _window(length: int) -> np.ndarray:
 class TileBlender:
     """Maps of overlapping tiles -> one map, the mean weighted by a raised cosine over each tile.
 
-    height, width: size of the whole map. Memory: two float32 values a pixel. The mean is kept up to date as
-    tiles come (mean += (value - mean) * w / sum of w), so equal values blend to exactly that value.
+    height, width: size of the whole map. even: the plain mean, without weights. Memory: two float32 values a
+    pixel. The mean is kept up to date as tiles come (mean += (value - mean) * w / sum of w), so equal values
+    blend to exactly that value.
     """
 
-    def __init__(self, height: int, width: int) -> None:
+    def __init__(self, height: int, width: int, even: bool = False) -> None:
+        self._even = even
         self._mean = np.zeros((height, width), dtype=np.float32)
         self._weight = np.zeros((height, width), dtype=np.float32)
 
@@ -132,6 +158,8 @@ class TileBlender:
         if anomaly_map.shape != mean.shape or mean.shape != (box.y1 - box.y0, box.x1 - box.x0):
             raise ValueError(f"map of {anomaly_map.shape} does not fit {box} of a {self._mean.shape} map")
         window = _window(mean.shape[0])[:, None] * _window(mean.shape[1])
+        if self._even:
+            window = np.ones_like(window)
         weight += window
         mean += (anomaly_map.astype(np.float32, copy=False) - mean) * (window / weight)
 

@@ -47,7 +47,7 @@ class WinCLIPConfig:
     aggregation: str = option(
         "harmonic", "mean over a patch's windows and over the scales", ("harmonic", "arithmetic")
     )
-    tile: bool = option(
+    square_tiles: bool = option(
         False, "see pictures that are not square as overlapping squares of their shorter side, not squashed"
     )
     reference_layer: int | float = option(
@@ -100,6 +100,11 @@ class WinCLIP(nn.Module):
         self.normals = FeatureMemory()
         (block,) = resolve_layers(self.needs.layers, clip.config.vision.layers)
         self._patches = f"patches.{block}"
+
+    @property
+    def square_tiles(self) -> bool:
+        """Whether the detector shall cut pictures into squares; see `blemish.types.Method`."""
+        return bool(self.config.square_tiles)
 
     @property
     def map_range(self) -> tuple[float, float]:

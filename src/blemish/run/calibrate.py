@@ -18,6 +18,7 @@ from blemish.checkpoint import is_checkpoint, read_meta, rewrite_checkpoint
 from blemish.data.images import pixel_count
 from blemish.data.layouts import Dataset, open_dataset
 from blemish.data.samples import load_mask, load_pixels
+from blemish.data.transforms import SQUARES
 from blemish.detector import DECODERS, PIXELS_IN_FLIGHT, Detector, Prepared
 from blemish.device import is_out_of_memory
 from blemish.errors import BadDataset, BadImage, BadOption, OutputError
@@ -345,7 +346,7 @@ def _write(
         f"{thresholds.anomalous} anomalous images"
     )
     if setup.tile is not None:
-        note += f", tiles of {setup.tile} pixels"
+        note += ", square tiles" if setup.tile == SQUARES else f", tiles of {setup.tile} pixels"
     source = EMBEDDED / setup.checkpoint if checkpoint is None else Path(checkpoint).expanduser()
     if setup.checkpoint and is_checkpoint(source):
         earlier = [line for line in read_meta(source).notes.splitlines() if not line.startswith(NOTE)]

@@ -13,7 +13,7 @@ import torch
 from blemish.clip.model import CLIP
 from blemish.clip.shared import encode_for, encode_shared, shared_passes
 from blemish.data.samples import load_mask, load_pixels
-from blemish.data.transforms import Box, TileBlender, map_to_size, preprocess, resize_mask, tiles
+from blemish.data.transforms import SQUARES, Box, TileBlender, cut_boxes, map_to_size, preprocess, resize_mask
 from blemish.detector import PIXELS_IN_FLIGHT, Detector
 from blemish.device import is_out_of_memory
 from blemish.errors import BadImage, BadOption
@@ -29,15 +29,13 @@ class Group:
 
     clip: CLIP
     image_size: int
-    tile: int | None
+    tile: int | str | None
     overlap: float
     passes: tuple[tuple[str, ...], ...]
 
     def boxes(self, size: tuple[int, int]) -> tuple[Box, ...]:
         """Tiles of a picture of `size` (H, W); none when it is seen whole."""
-        if self.tile is None or max(size) <= self.tile:
-            return ()
-        return tuple(tiles(size[1], size[0], self.tile, self.overlap))
+        return cut_boxes(size, self.tile, self.overlap)
 
     def network_input(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (H, W, 3) -> float32 (3, S, S)."""
@@ -226,7 +224,7 @@ class Scorer:
         assert picture.pixels is not None
         boxes, name = group.boxes(picture.size), self.name_of(picture.sample)
         labels = [label for one in group.passes for label in one]
-        blenders = {label: TileBlender(*picture.size) for label in labels}
+        blenders = {label: TileBlender(*picture.size, even=group.tile == SQUARES) for label in labels}
         best: dict[str, list[float]] = {label: [] for label in labels}
         for first in range(0, len(boxes), TILE_BATCH):
             part = boxes[first : first + TILE_BATCH]
@@ -289,7 +287,7 @@ def _now(device: torch.device) -> float:
 
 
 def _groups(detectors: Mapping[str, Detector]) -> Iterator[Group]:
-    together: defaultdict[tuple[int, int, int | None, float], list[str]] = defaultdict(list)
+    together: defaultdict[tuple[int, int, int | str | None, float], list[str]] = defaultdict(list)
     for label, detector in detectors.items():
         setup = detector.setup
         together[id(detector.clip), setup.image_size, setup.tile, setup.overlap].append(label)
