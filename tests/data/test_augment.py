@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from blemish.data import augment
-from blemish.data.augment import AUGMENTATIONS, GAUSSIAN_TAPS, Augmentation, draw_view
+from blemish.data.augment import AUGMENTATIONS, GAUSSIAN_TAPS, Augmentation, draw_view, shifted
 from blemish.errors import BadOption
 
 Picture = tuple[np.ndarray, np.ndarray | None]
@@ -36,7 +36,7 @@ def view(augmentation: Augmentation, picture: Picture, seed: int = 0, pool: tupl
 
 
 def test_named_ones() -> None:
-    assert list(AUGMENTATIONS) == ["none", "vcp", "vcp_mosaic"]
+    assert list(AUGMENTATIONS) == ["none", "vcp", "vcp_mosaic", "mosaic", "aa"]
     assert not AUGMENTATIONS["none"].active and AUGMENTATIONS["vcp"].active
     assert AUGMENTATIONS["vcp"].mosaic == 0 and AUGMENTATIONS["vcp_mosaic"].mosaic == 0.2
     for wrong in (-0.1, 1.1, float("nan")):
@@ -57,9 +57,7 @@ def test_none_changes_nothing_and_shares_no_memory() -> None:
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 10**6), st.booleans())
 def test_any_size_gives_valid_views(height: int, width: int, seed: int, masked: bool) -> None:
     picture = noisy(height, width), np.zeros((height, width), dtype=np.uint8) if masked else None
-    always = Augmentation(
-        mosaic=0.5, rotate=1, quarter_turn=1, brightness_contrast=1, noise=1, blur_or_jitter=1
-    )
+    always = Augmentation(0.5, *[1.0] * 8)
     image, mask = view(always, picture, seed, pool=(0, 1))
     assert image.dtype == np.uint8 and image.flags.c_contiguous and image.flags.writeable
     assert sorted(image.shape[:2]) in (sorted((height, width)), sorted((2 * height, 2 * width)))
@@ -266,6 +264,36 @@ def test_how_often_and_how_far(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         len(factors) == 3 and all(fills(list(f), 0.8, 1.2) for f in factors) and fills(list(hues), -0.2, 0.2)
     )
+
+
+@pytest.mark.parametrize(("down", "right"), [(7, 0), (-9, 12), (0, -3)])
+def test_picture_and_mask_are_shifted_together(down: int, right: int) -> None:
+    image, mask = noisy(60, 80), marked()[1]
+    assert mask is not None
+    out, truth = shifted(image, mask, down / 60, right / 80)
+    assert truth is not None and out.shape == image.shape and truth.shape == mask.shape
+    for y in range(60):
+        for x in range(80):
+            from_y, from_x = y - down, x - right
+            from_y, from_x = (abs(v) if v < n else 2 * (n - 1) - v for v, n in ((from_y, 60), (from_x, 80)))
+            assert (out[y, x] == image[from_y, from_x]).all() and truth[y, x] == mask[from_y, from_x]
+    assert shifted(image, None, 0.1, 0.1)[1] is None
+
+
+def test_flips_and_colours() -> None:
+    image, mask = noisy(20, 30), marked(20, 30)[1]
+    assert mask is not None
+    out, truth = view(Augmentation(flip=1), (image, mask))
+    np.testing.assert_array_equal(out, image[::-1, ::-1])
+    np.testing.assert_array_equal(truth, mask[::-1, ::-1])
+    seen = {tuple(view(Augmentation(flip=0.5), (image, None), seed)[0][0, 0]) for seed in range(40)}
+    assert seen == {tuple(image[y, x]) for y in (0, -1) for x in (0, -1)}
+    out, truth = view(Augmentation(colour=1), (image, mask))
+    np.testing.assert_array_equal(truth, mask)
+    assert (out != image).any()
+    grey = np.full((8, 8, 3), 100, dtype=np.uint8)  # contrast and saturation leave it
+    levels = [int(view(Augmentation(colour=1), (grey, None), seed)[0][0, 0, 0]) for seed in range(60)]
+    assert min(levels) < 60 and max(levels) > 140 and min(levels) >= 50 and max(levels) <= 150
 
 
 def test_a_file_of_any_kind_of_picture(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ ROTATION = 30.0  # degrees, to either side
 BRIGHTNESS = CONTRAST = 0.2  # changes of both are drawn from ± this
 NOISE_VARIANCE = (10.0, 50.0)  # of values 0..255
 JITTER = 0.2
+COLOUR, SHIFT = 0.5, 0.15  # of AA-CLIP
 # Taps of the Gaussian kernels 3, 5 and 7 in 64ths, as OpenCV has them when no sigma is given.
 GAUSSIAN_TAPS = ((16, 32, 16), (4, 16, 24, 16, 4), (2, 7, 14, 18, 14, 7, 2))
 BLOCK = 192  # side of what is rotated at once: work arrays that stay in the cache
@@ -39,6 +40,8 @@ class Augmentation:
     rotate: by an angle of up to 30 degrees. quarter_turn: by 0, 90, 180 or 270 degrees.
     brightness_contrast: both by up to 0.2. noise: Gaussian, variance 10 to 50.
     blur_or_jitter: one of 3x3 mean, colour jitter and Gaussian blur.
+    colour: brightness, contrast and saturation times 0.5 to 1.5 each. shift: by up to 0.15 of each side.
+    flip: left to right, and by itself upside down.
     """
 
     mosaic: float = 0.0
@@ -47,6 +50,9 @@ class Augmentation:
     brightness_contrast: float = 0.0
     noise: float = 0.0
     blur_or_jitter: float = 0.0
+    colour: float = 0.0
+    shift: float = 0.0
+    flip: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -65,6 +71,8 @@ AUGMENTATIONS = {
     "vcp": _VCP,
     "vcp_mosaic": dataclasses.replace(_VCP, mosaic=0.2),
     "mosaic": Augmentation(mosaic=0.2),
+    # AA-CLIP's; how likely it turns, shifts and flips is ours.
+    "aa": Augmentation(rotate=0.5, colour=0.7, shift=0.5, flip=0.5),
 }
 
 
@@ -100,6 +108,13 @@ def draw_view(
         image = add_noise(image, math.sqrt(rng.uniform(*NOISE_VARIANCE)), rng)
     if rng.random() < augmentation.blur_or_jitter:
         image = _blur_or_jitter(image, rng)
+    if rng.random() < augmentation.colour:
+        image = jitter(image, *rng.uniform(1 - COLOUR, 1 + COLOUR, size=3), 0.0, rng.permutation(3))
+    if rng.random() < augmentation.shift:
+        image, mask = shifted(image, mask, *rng.uniform(-SHIFT, SHIFT, size=2))
+    for axis in (1, 0):
+        if rng.random() < augmentation.flip:
+            image, mask = np.flip(image, axis), None if mask is None else np.flip(mask, axis)
     # Copies, so that no view shares memory with a picture that `load` may keep.
     return np.array(image, order="C"), None if mask is None else np.array(mask, order="C")
 
@@ -163,6 +178,19 @@ def rotate(image: np.ndarray, mask: np.ndarray | None, degrees: float) -> Pictur
                 from_y, from_x = ((v + np.uint32(_HALF)) >> FRACTION for v in (from_y, from_x))
                 truth[place] = mask[rows][:, columns][from_y, from_x]
     return out.view(np.uint8).reshape(height, width, 4)[..., :3], truth
+
+
+def shifted(image: np.ndarray, mask: np.ndarray | None, down: float, right: float) -> Picture:
+    """Picture and mask moved by shares of their height and width, in whole pixels, at the same size.
+
+    What comes in from outside is the picture reflected, as in `rotate`.
+    """
+    rows, columns = (
+        _reflected(-by, length - by, length)
+        for length, share in zip(image.shape[:2], (down, right), strict=True)
+        for by in (round(share * length),)
+    )
+    return image[rows][:, columns], None if mask is None else mask[rows][:, columns]
 
 
 def _fixed(values: np.ndarray) -> np.ndarray:
