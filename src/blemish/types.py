@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-STREAMS = ("qk", "vv", "qq", "kk")
+STREAMS = ("qk", "vv", "qq", "kk", "vv_path")
 POSITION_RESIZES = ("bilinear", "bicubic", "bicubic_antialias")
 ACTIVATIONS = ("native", "quick_gelu", "gelu")
 
@@ -24,7 +24,8 @@ class FeatureSpec:
     layers: blocks whose output tokens are wanted, counted from 1 (ints), or fractions of the depth in
         (0, 1] (floats): 0.25 is block 6 of 24.
     streams: which local features to return, from "qk" (the ordinary tokens), "vv", "qq", "kk" (parallel
-        self-similar attention, AnomalyCLIP section 3 of its paper).
+        self-similar attention, AnomalyCLIP section 3 of its paper), "vv_path" (a path of its own from
+        `stream_start` on, whose blocks attend value to value and pass the MLP, AA-CLIP).
     stream_start: first block of the parallel streams, as in `layers`.
     stream_ffn: the parallel stream also passes the block's MLP (a switch of AnomalyCLIP's code, off there).
     projected: tokens pass `ln_post` and the projection (joint width D); else raw block outputs (width W).
@@ -165,6 +166,15 @@ class Encodes(Protocol):
 
     def encode(self, images: Tensor) -> ImageFeatures:
         """Features of B network inputs (B, 3, H, W); gradients reach the learned parts where they are recorded."""
+        ...
+
+
+@runtime_checkable
+class Scaled(Protocol):
+    """Methods that put raw values on a scale which the training images set: an optional ability."""
+
+    def fit_scale(self, batches: Iterable[tuple[ImageFeatures, Sequence[str]]]) -> None:
+        """Set the scale from all training images with their class names, after the last epoch."""
         ...
 
 

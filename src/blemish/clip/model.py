@@ -18,7 +18,7 @@ from ..types import FeatureSpec, ImageFeatures
 from . import views
 from .config import CLIPConfig
 from .layers import ACTIVATION_FUNCTIONS, Transformer
-from .vision import VisionTower
+from .vision import Adapters, VisionTower
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
@@ -104,19 +104,24 @@ class CLIP(nn.Module):
         return self.text_projection.device
 
     def encode_image(
-        self, images: Tensor, spec: FeatureSpec | None = None, visual_prompts: Sequence[Tensor] = ()
+        self,
+        images: Tensor,
+        spec: FeatureSpec | None = None,
+        visual_prompts: Sequence[Tensor] = (),
+        adapters: Adapters | None = None,
     ) -> ImageFeatures:
         """Features of B images as `spec` asks for them (default: CLIP's own class feature and last tokens).
 
         images: (B, 3, H, W), normalised, sides multiples of the patch size. The position table is resized to
         the grid. visual_prompts: learned tokens, (n, W) or (B, n, W) per block from block 1 on: the first ones
         are appended behind the patches, the others take the place of those before; after them the last ones
-        pass through the tower like any token. No feature holds them. Raises ValueError for other shapes and for
-        layers or prompts of blocks that the tower does not have.
+        pass through the tower like any token. No feature holds them. adapters: block number, from 1 -> what
+        changes that block's output tokens, each by itself; parallel streams go on from tokens as changed. Raises
+        ValueError for other shapes and for layers or prompts of blocks that the tower does not have.
         """
         spec = spec or FeatureSpec()
         features: ImageFeatures = self.visual(
-            images.to(self.dtype), spec, self._activation(spec.activation), visual_prompts
+            images.to(self.dtype), spec, self._activation(spec.activation), visual_prompts, adapters
         )
         features.plain_class_feature = self.plain_class_feature(images, spec)
         features.view_class_features = self.view_class_features(images, spec)
@@ -164,6 +169,8 @@ class CLIP(nn.Module):
         *,
         deep: DeepPrompts | None = None,
         final_norm: nn.Module | None = None,
+        adapters: Adapters | None = None,
+        projection: Callable[[Tensor], Tensor] | None = None,
         activation: str = "native",
         crop: bool = True,
         trace: dict[str, Tensor] | None = None,
@@ -172,7 +179,8 @@ class CLIP(nn.Module):
 
         embeddings: (B, T, W), without positions, T at most the context length. eot: index of the end-of-text
         token, one for all or (B,). deep: tokens given before blocks. final_norm: a norm applied before
-        `ln_final` (VCP-CLIP's `prompt_norm`). crop: cut the sequence after the last end-of-text token; exact,
+        `ln_final` (VCP-CLIP's `prompt_norm`). adapters: as in `encode_image`. projection: in place of the tower's
+        own, (B, W) -> (B, D). crop: cut the sequence after the last end-of-text token; exact,
         since attention is causal. trace, when given, receives "block1_input", "last_block" and "final_norm".
         Returns (B, D), not normalised.
         """
@@ -181,19 +189,21 @@ class CLIP(nn.Module):
         if crop:
             length = (int(eot) if isinstance(eot, int) else int(index.max())) + 1
         x = embeddings[:, :length].to(self.dtype) + self.positional_embedding[:length]
-        x = self._run_text(x, deep, self._activation(activation), trace)
+        x = self._run_text(x, deep, adapters or {}, self._activation(activation), trace)
         if trace is not None:
             trace["final_norm"] = x if final_norm is None else final_norm(x)
         x = x[torch.arange(batch, device=x.device), index]
         if final_norm is not None:
             x = final_norm(x).to(x.dtype)
-        features: Tensor = self.ln_final(x) @ self.text_projection
+        x = self.ln_final(x)
+        features: Tensor = x @ self.text_projection if projection is None else projection(x)
         return features
 
     def _run_text(
         self,
         x: Tensor,
         deep: DeepPrompts | None,
+        adapters: Adapters,
         activation: Callable[[Tensor], Tensor],
         trace: dict[str, Tensor] | None,
     ) -> Tensor:
@@ -212,6 +222,8 @@ class CLIP(nn.Module):
             if number == 0 and trace is not None:
                 trace["block1_input"] = x
             x = block(x, activation, causal=True)
+            if number + 1 in adapters:
+                x = adapters[number + 1](x)
         if trace is not None:
             trace["last_block"] = x
         return torch.cat([x[:, :start], x[:, start + inserted :]], dim=1) if inserted else x
