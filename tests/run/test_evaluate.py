@@ -528,23 +528,23 @@ def test_batches_shrink_when_memory_is_short(
     detectors: dict[str, Detector], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = evaluate(detectors, dataset, tmp_path / "whole")
-    real = scoring.encode_shared
+    real = scoring.encode_for
 
-    def encode(clip: Any, images: Any, specs: Any) -> Any:
+    def encode(clip: Any, method: Any, images: Any) -> Any:
         if len(images) > 1:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-        return real(clip, images, specs)
+        return real(clip, method, images)
 
-    monkeypatch.setattr(scoring, "encode_shared", encode)
+    monkeypatch.setattr(scoring, "encode_for", encode)
     found = evaluate(detectors, dataset, tmp_path / "out")
     assert not found.failed
     for a, b in zip(found.methods, whole.methods, strict=True):
         assert a.mean["image_auroc"].value == pytest.approx(b.mean["image_auroc"].value, abs=0.02)
 
-    def broken(clip: Any, images: Any, specs: Any) -> Any:
+    def broken(clip: Any, method: Any, images: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(scoring, "encode_shared", broken)
+    monkeypatch.setattr(scoring, "encode_for", broken)
     found = evaluate(detectors, dataset, tmp_path / "none")
     assert exit_code(found) == 2 and "not enough memory" in next(iter(found.failed.values()))
 
