@@ -149,7 +149,8 @@ class Method(Protocol):
 
     A method whose texts name the class says so in an attribute `uses_class_names = True` (missing: False); without
     names it falls back to "object", of which the detector and the evaluation warn its user once. One that cannot be
-    exported as a graph says why in an attribute `exportable`, a sentence (missing or empty: it can).
+    exported as a graph says why in an attribute `exportable`, a sentence (missing or empty: it can). One that wants
+    pictures which are not square cut into squares has `square_tiles = True` (`blemish.data.transforms.squares`).
     """
 
     config: Any
