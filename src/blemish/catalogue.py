@@ -136,6 +136,8 @@ def _of(found: int, expected: int | None) -> str:
 
 
 def _about(kind: type) -> str:
-    """The first sentence of the module that a method stands in."""
+    """The first sentence of the module that a method stands in, or its own `about` where two share a module."""
+    if own := getattr(kind, "about", ""):
+        return str(own)
     text = " ".join((import_module(kind.__module__).__doc__ or "").split("\n\n")[0].split())
     return text.split(", as its")[0].rstrip(".")

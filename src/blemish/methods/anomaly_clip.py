@@ -100,6 +100,7 @@ class AnomalyCLIP(nn.Module):
     def __init__(self, clip: CLIP, config: AnomalyCLIPConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or AnomalyCLIPConfig()
+        self.uses_class_names = config.object_aware
         # The frozen CLIP is no part of what is learned, moved or saved here.
         object.__setattr__(self, "clip", clip)
         self.blocks = resolve_layers(config.layers, clip.config.vision.layers)

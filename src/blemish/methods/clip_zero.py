@@ -92,6 +92,7 @@ def single_prompt(template: str, state_words: Sequence[str]) -> PromptBank:
 class CLIPZero(nn.Module):
     """`clip`: one prompt a state. Nothing is learned."""
 
+    about: ClassVar[str] = "CLIP as it is, one prompt on the normal and one on the anomalous class"
     config_class: ClassVar[type] = ClipConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"template": "A photo of a {}"}}
     uses_class_names: ClassVar[bool] = True
@@ -117,6 +118,7 @@ class CLIPAC(nn.Module):
     as they are, so that "a anomalous" occurs.
     """
 
+    about: ClassVar[str] = "CLIP as it is, with texts that average over an ensemble of templates"
     config_class: ClassVar[type] = ClipACConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "openai7": {"templates": "openai7"},
