@@ -40,8 +40,8 @@ def test_backbone_is_a_whole_clip() -> None:
     assert all(torch.isfinite(p).all() for p in clip.parameters())
 
 
-@pytest.mark.parametrize("method", blemish.methods())
-def test_each_method_finds_drawn_defects(method: str, pictures: list[synth.Picture]) -> None:
+@pytest.mark.parametrize("method", sorted({p.stem for p in EMBEDDED.glob("*.safetensors")} - {"model"}))
+def test_each_embedded_checkpoint_finds_drawn_defects(method: str, pictures: list[synth.Picture]) -> None:
     detector = blemish.load(method)
     results = list(detector.predict_many(p.image for p in pictures))
     labels = [p.mask.any() for p in pictures]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from blemish.data.catalog import CATALOG
@@ -171,6 +171,7 @@ def test_a_stale_meta_gives_way_to_the_tree(tmp_path: Path) -> None:
     assert dataset.layout == "mvtec_layout" and "none of them exists" in dataset.notes[0]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(
         st.sampled_from(["train", "test", "Train", "x"]),

@@ -11,7 +11,7 @@ from blemish.run.plan import read_plan, with_roots
 from blemish.run.published import find_published
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-PLANS = sorted(p for p in RECIPES.glob("*.toml") if not p.name.startswith("train_"))
+PLANS = sorted(p for p in RECIPES.glob("*.toml") if not p.name.startswith(("train_", "embedded_")))
 TABLES = {
     "vcp_clip": ("table_1", "table_10"),
     "vcp_clip_plus": ("main", "components", "temperature", "tokens", "top_k"),

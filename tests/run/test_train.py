@@ -28,7 +28,8 @@ from blemish.run.recipe import TrainOptions, complete
 from blemish.run.train import TrainSummary, loss_terms, train
 from run.drawn_data import draw_dataset, save
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("train_*.toml"))
+FOLDER = Path(__file__).parents[2] / "recipes"
+RECIPES = sorted([*FOLDER.glob("train_*.toml"), *FOLDER.glob("embedded_*.toml")])
 METHOD_NAMES = [name for name in METHODS if hasattr(blemish.methods.method_class(name), "loss")]
 INSIDE = [name for name in METHOD_NAMES if hasattr(blemish.methods.method_class(name), "encode")]
 MASKED = [m for m in METHOD_NAMES if not blemish.methods.method_class(m).learns_without_masks]
@@ -453,7 +454,7 @@ def give_anomaly_clip_sgd(monkeypatch: pytest.MonkeyPatch) -> list[torch.optim.O
         return made[-1]
 
     monkeypatch.setattr(AnomalyCLIP, "optimiser", optimiser, raising=False)
-    factor = lambda self, progress, epoch: 0.25 if epoch == 0 else 1 - progress  # noqa: E731
+    factor = lambda self, progress, epoch, step: 0.25 if epoch == 0 else 1 - progress  # noqa: E731
     monkeypatch.setattr(AnomalyCLIP, "rate_factor", factor, raising=False)
     return made
 
