@@ -83,6 +83,7 @@ def test_image_score_is_untrained(clip: CLIP, method: Any) -> None:
 
 def test_loss_is_focal_plus_dice_of_every_layer(clip: CLIP, method: Any) -> None:
     features, truth = encode(clip, method, 2), target(2)
+    assert truth.mask is not None
     with torch.no_grad():
         terms = method.loss(features, truth)
     assert list(terms) == [f"{kind}.{layer}" for layer in LAYERS for kind in ("focal", "dice")]
@@ -196,7 +197,7 @@ def test_authors_file_there_and_back(clip: CLIP, method: Any, tmp_path: Path) ->
 
 
 def test_released_sizes_name_the_papers_backbone() -> None:
-    flat = {}
+    flat: dict[str, torch.Tensor] = {}
     for i in range(4):
         flat |= {f"fc.{i}.weight": torch.zeros(768, 1024), f"fc.{i}.bias": torch.zeros(768)}
     info = recognise({"trainable_linearlayer": flat})

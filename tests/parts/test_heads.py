@@ -24,6 +24,7 @@ def test_each_layer_through_its_own_head() -> None:
     tokens = [torch.randn(3, 1 + 4, 6) for _ in range(2)]
     found = heads(tokens)
     for head, layer, patches in zip(heads.fc, tokens, found, strict=True):
+        assert isinstance(head, torch.nn.Linear)
         for image in range(3):
             for patch in range(4):
                 plain = head.weight @ layer[image, 1 + patch] + head.bias

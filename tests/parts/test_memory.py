@@ -57,7 +57,7 @@ def test_written_and_read_memories_agree_to_the_bit() -> None:
         ({"a": torch.ones(0, 12)}, "expected vectors"),
     ],
 )
-def test_what_does_not_fit_is_refused(tensors, words: str) -> None:
+def test_what_does_not_fit_is_refused(tensors: dict[str, torch.Tensor], words: str) -> None:
     memory = FeatureMemory()
     with pytest.raises(ValueError, match=words):
         memory.load(tensors, {"a": 12}, torch.device("cpu"))

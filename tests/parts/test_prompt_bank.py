@@ -131,7 +131,7 @@ def test_prototypes_are_means_of_sentences(clip: CLIP) -> None:
                 ids = clip.tokenizer([sentence], 77)  # type: ignore[misc]
                 row = clip.encode_text(ids)[0]
                 rows.append(row / row.norm() if each else row)
-            mean = sum(rows) / len(rows)
+            mean = torch.stack(rows).mean(dim=0)
             torch.testing.assert_close(prototype, mean / mean.norm())
 
 
@@ -155,11 +155,12 @@ def test_texts_per_image(clip: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="2 class names for 3 images"):
         texts.per_image(["a", "b"], 3)
     encoded: list[str] = []
-    monkeypatch.setattr(
-        PromptBank,
-        "text_features",
-        lambda self, clip, name, activation: encoded.append(name) or torch.eye(2, 12),
-    )
+
+    def record(bank: PromptBank, clip: CLIP, name: str, activation: str) -> torch.Tensor:
+        encoded.append(name)
+        return torch.eye(2, 12)
+
+    monkeypatch.setattr(PromptBank, "text_features", record)
     texts.per_image(["screw", "tile", "screw"], 3)
     texts.per_image(["tile"], 1)
     assert encoded == ["tile"]

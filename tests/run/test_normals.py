@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from drawn_data import draw_dataset, save
 
 from blemish.cli import main
@@ -59,9 +60,7 @@ def with_memory_of(
     return found
 
 
-def _tensor(pixels: np.ndarray | None):
-    import torch
-
+def _tensor(pixels: np.ndarray | None) -> torch.Tensor:
     assert pixels is not None
     return torch.from_numpy(pixels)[None]
 
@@ -110,8 +109,8 @@ def test_one_folder_for_all_classes_and_folders_by_class(
 def test_memories_are_kept_and_used_again(
     detectors: dict[str, Detector], dataset: Dataset, tmp_path: Path
 ) -> None:
-    options = {"normal": str(dataset.root), "shots": 2, "seed": 5}
-    first = evaluate(detectors, dataset, tmp_path / "a", EvaluateOptions(**options, save="memory"))
+    options = EvaluateOptions(normal=str(dataset.root), shots=2, seed=5, save="memory")
+    first = evaluate(detectors, dataset, tmp_path / "a", options)
     kept = tmp_path / "a/memory/april_gan"
     assert sorted(p.name for p in kept.iterdir()) == ["gear_wheel.safetensors", "plate.safetensors"]
     second = evaluate(detectors, dataset, tmp_path / "b", EvaluateOptions(normal=str(kept)))
@@ -188,7 +187,7 @@ def test_refusals(
     detectors["april_gan"].forget()
     for given in ({"shots": 2}, {"save": "memory"}):
         with pytest.raises(BadOption, match="--normal"):
-            EvaluateOptions(**given)  # type: ignore[arg-type]
+            EvaluateOptions(**given)
     assert not out.exists()
 
 
