@@ -69,7 +69,7 @@ def train(
     ] = None,
     augmentation: Annotated[
         str | None,
-        typer.Option("--augmentation", help="none, mosaic, vcp or vcp_mosaic; default: the paper's."),
+        typer.Option("--augmentation", help="none, mosaic, vcp, vcp_mosaic or aa; default: the paper's."),
     ] = None,
     cache: Annotated[
         str | None,
@@ -98,6 +98,9 @@ def train(
     ] = None,
     strict: Annotated[bool | None, typer.Option("--strict", help="Refuse data with anything odd.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Only the first so many images.")] = None,
+    init: Annotated[
+        str | None, typer.Option("--init", help="A checkpoint of the method to begin with.")
+    ] = None,
     tensorboard: Annotated[
         bool | None, typer.Option("--tensorboard", help="Write TensorBoard events too.")
     ] = None,

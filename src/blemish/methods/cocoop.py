@@ -160,10 +160,10 @@ class CoCoOp(nn.Module):
             torch.optim.SGD([prompts], momentum=0.9, weight_decay=5e-4), torch.optim.Adam(rest)
         )
 
-    def rate_factor(self, progress: float, epoch: int) -> float:
+    def rate_factor(self, progress: float, epoch: int, step: int = 0) -> float:
         """Factor of all learning rates: `warm_up` in the first epoch, then a cosine that ends at 0.
 
-        progress: share of all steps, 0..1. epoch: from 0.
+        progress: share of all steps, 0..1. epoch: from 0. step: not used.
         """
         return self.config.warm_up if epoch == 0 else (1 + math.cos(math.pi * progress)) / 2
 

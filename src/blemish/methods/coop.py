@@ -100,10 +100,10 @@ class CoOp(nn.Module):
         """SGD with CoOp's momentum and weight decay."""
         return torch.optim.SGD(self.parameter_groups(learning_rate), momentum=0.9, weight_decay=5e-4)
 
-    def rate_factor(self, progress: float, epoch: int) -> float:
+    def rate_factor(self, progress: float, epoch: int, step: int = 0) -> float:
         """Factor of the learning rate: `warm_up` in the first epoch, then a cosine that ends at 0.
 
-        progress: share of all steps, 0..1. epoch: from 0.
+        progress: share of all steps, 0..1. epoch: from 0. step: not used.
         """
         return self.config.warm_up if epoch == 0 else (1 + math.cos(math.pi * progress)) / 2
 

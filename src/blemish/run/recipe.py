@@ -38,7 +38,7 @@ class TrainOptions:
     augmentation); "auto" is 1 without augmentation, else off, as for methods that learn inside the image tower.
     cache_dir, cache_storage: where, and "fp16", "bf16" or "int8". validate_classes: classes to hold out and
     report on after each epoch. strict: refuse data with anything odd. class_name: in place of the dataset's.
-    limit: only so many images.
+    limit: only so many images. init: a checkpoint of the same method, whose learned parts are the start.
     """
 
     method: str = ""
@@ -67,6 +67,7 @@ class TrainOptions:
     strict: bool = False
     class_name: str | None = None
     limit: int | None = None
+    init: str | None = None
     tensorboard: bool = False
 
     def __post_init__(self) -> None:

@@ -27,10 +27,11 @@ from blemish.metrics import ClassMetrics, MetricOptions
 from blemish.run.batches import Batch, Batches
 from blemish.run.processes import Processes
 from blemish.run.recipe import Recipe, TrainOptions, autocast_type, complete
+from blemish.run.stages import begin_with, earlier_stages, start_digest, with_stage_recipe
 from blemish.run.train_data import Gathered, gather
 from blemish.run.train_log import TrainLog
 from blemish.run.train_state import restore_state, save_state
-from blemish.types import Encodes, Method, Sample, Target
+from blemish.types import Encodes, Method, Sample, Scaled, Target
 
 if TYPE_CHECKING:
     from blemish.clip.model import CLIP
@@ -62,6 +63,8 @@ def train(
 ) -> TrainSummary:
     """Learn a method on auxiliary data and write its checkpoint; the last epoch is the result.
 
+    A method that learns in stages goes through all of them, the earlier ones in folders of their names in `out`.
+
     own: the method's own options, or preset=. resume: go on after a kill; the weights are those of an
     uninterrupted run, bit for bit on a CPU. overwrite: start anew in a folder that holds a run. show receives
     each line of the log. Under `torchrun` every process calls this with the same arguments.
@@ -69,6 +72,10 @@ def train(
     Raises BlemishError: wrong options, data that cannot be learned from, no room, or a loss that is not finite.
     """
     started = time.perf_counter()
+    for earlier, its_own in earlier_stages(options, own or {}):  # each is a run by itself
+        before = train(earlier, its_own, resume=resume, overwrite=overwrite, show=show)
+        options = replace(options, init=str(before.checkpoint))
+    options = with_stage_recipe(options, own or {})
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = resolve_device(options.device)  # place 1 of 3: device
@@ -77,6 +84,7 @@ def train(
     recipe = complete(options, clip)
     torch.manual_seed(recipe.seed)
     method = build(recipe.method, clip, **(own or {}))
+    begin_with(recipe.init, method, recipe.method)
     gathered = gather(recipe, method_class(recipe.method).learns_without_masks)
     batches = _batches(recipe, clip, method, gathered.samples, processes)
     optimiser = _optimiser(recipe, method)
@@ -94,7 +102,7 @@ def train(
         method.train()
         for batch in batches.epoch(epoch, first=done % batches.per_epoch):
             torch.manual_seed(_step_seed(recipe.seed, done, processes.rank))
-            factor = _rate_factor(recipe, method, done / steps, epoch)
+            factor = _rate_factor(recipe, method, done, steps, epoch)
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             optimiser.zero_grad()
@@ -159,13 +167,14 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
 
 
-def _rate_factor(recipe: Recipe, method: Method, progress: float, epoch: int) -> float:
-    """Factor of the learning rates at a share 0..1 of all steps, in an epoch counted from 0.
+def _rate_factor(recipe: Recipe, method: Method, step: int, steps: int, epoch: int) -> float:
+    """Factor of the learning rates after `step` of all steps, in an epoch counted from 0.
 
-    "auto" is the method's own `rate_factor(progress, epoch)`.
+    "auto" is the method's own `rate_factor(progress, epoch, step)`, progress being a share of all steps, 0..1.
     """
+    progress = step / steps
     if recipe.schedule == "auto":
-        return float(method.rate_factor(progress, epoch))  # type: ignore[attr-defined]
+        return float(method.rate_factor(progress, epoch, step))  # type: ignore[attr-defined]
     if recipe.schedule == "linear":
         return 1 - progress
     return (1 + math.cos(math.pi * progress)) / 2 if recipe.schedule == "cosine" else 1.0
@@ -230,6 +239,7 @@ def _settings(recipe: Recipe, clip: CLIP, method: Method, gathered: Gathered) ->
     settings = asdict(recipe) | {"options": asdict(method.config), "samples": gathered.digest}
     for name in ("out", "data", "dataset", "threads", "device", "cache_dir", "tensorboard", "strict"):
         del settings[name]
+    settings["init"] = start_digest(recipe.init)
     if Path(recipe.backbone).exists():
         settings["backbone"] = Path(recipe.backbone).name  # a path may tell a user's name
     plain: dict[str, Any] = json.loads(json.dumps(settings | {"backbone_fingerprint": clip.fingerprint}))
@@ -267,6 +277,8 @@ def _validate(
 def _thresholds(method: Method, batches: Batches) -> Thresholds:
     """Image and pixel threshold of best F1 on the auxiliary data, as it is stored."""
     method.eval()  # type: ignore[attr-defined]
+    if isinstance(method, Scaled):
+        method.fit_scale((batch.features, batch.class_names) for batch in batches.in_order())
     finder = ThresholdFinder(method.map_range)
     for batch in batches.in_order():
         prediction = method(batch.features, batch.class_names)
