@@ -128,21 +128,22 @@ def test_vectors_stand_before_the_start_token(clip: CLIP) -> None:
 
 def test_alignment_is_a_difference_of_means_over_pairs() -> None:
     torch.manual_seed(1)
-    patches = F.normalize(torch.randn(3, 6, 4) + 0.5, dim=-1)
-    mask = torch.tensor([[0, 0, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]]).bool()
+    patches = F.normalize(torch.randn(4, 6, 4) + 0.5, dim=-1)
+    # one patch where the others' mean points to, so that it is nearer to them than they are to each other
+    patches[2, 0] = F.normalize(patches[2, 1:].sum(dim=0), dim=0)
+    mask = torch.tensor([[0, 0, 1, 1, 0, 1], [0] * 6, [1, 0, 0, 0, 0, 0], [1] * 6]).bool()
     for kinds in (mask, ~mask):
-        unlike: list[float] = []
-        alike: list[float] = []
-        for image in range(3):
+        got = patch_alignment(patches, kinds)
+        for image in range(4):
+            unlike: list[float] = []
+            alike: list[float] = []
             for i in range(6):
                 for j in range(6):
                     cosine = float(patches[image, i] @ patches[image, j])
                     (alike if kinds[image, i] == kinds[image, j] else unlike).append(cosine)
-        expected = max(0.0, sum(unlike) / len(unlike) - sum(alike) / len(alike))
-        assert float(patch_alignment(patches, kinds)) == pytest.approx(expected, abs=1e-6)
-    opposed = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]).repeat(2, 1)[None]
-    assert float(patch_alignment(opposed, torch.tensor([[0, 1, 0, 1]]).bool())) == 0  # as far apart as can be
-    assert float(patch_alignment(patches, torch.zeros(3, 6).bool())) == 0
+            expected = max(0.0, sum(unlike) / len(unlike) - sum(alike) / len(alike)) if unlike else 0.0
+            assert float(got[image]) == pytest.approx(expected, abs=1e-6)
+        assert got[2] > 0.05 and got[1] == got[3] == 0
 
 
 def test_loss_against_its_formula(clip: CLIP) -> None:
@@ -165,7 +166,7 @@ def test_loss_against_its_formula(clip: CLIP) -> None:
         "image": focal(probability[:, 0], truth.label > 0),
         "focal": focal(probability[:, 1:], small),
         "l1": float((probability[:, 1:] - small.double()).abs().mean()),
-        "alignment": 3 * sum(float(patch_alignment(s, small)) for s in sets) / 12,
+        "alignment": 3 * sum(float(patch_alignment(s, small).mean()) for s in sets) / 12,
     }
     for name, value in expected.items():
         assert float(terms[name].detach()) == pytest.approx(value, rel=1e-3, abs=1e-5), name

@@ -183,7 +183,8 @@ class AFCLIP(nn.Module):
             length = max(len(t.ids) for t in self.templates)
             prompts = torch.cat([fill(self.clip, t, self.words[None], length) for t in self.templates])
             ends = torch.tensor([t.eot for t in self.templates], device=prompts.device)
-            return F.normalize(self.clip.encode_embeddings(prompts, ends).float(), dim=-1)
+            with torch.autocast(prompts.device.type, enabled=False):  # as in `adapted`
+                return F.normalize(self.clip.encode_embeddings(prompts, ends).float(), dim=-1)
 
         return self._cache.get(self, "text", encode)
 
@@ -200,13 +201,17 @@ class AFCLIP(nn.Module):
         """Tokens (B, 1+N, W) through the adaptor and CLIP's own last norm and projection: (B, 1+N, D), unit rows."""
         norm, projection = self.clip.visual.ln_post, self.clip.visual.proj
         turned: Tensor = self.adaptor(tokens).float()
-        # In float32 whatever the tower's precision: the errors of all sets add up over a small temperature.
-        normed = F.layer_norm(turned, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
-        return F.normalize((normed @ projection.float()).float(), dim=-1)
+        # In float32 whatever the precision elsewhere: the errors of all sets add up over a small temperature.
+        with torch.autocast(turned.device.type, enabled=False):
+            shape, weight, bias = norm.normalized_shape, norm.weight.float(), norm.bias.float()
+            normed = F.layer_norm(turned, shape, weight, bias, norm.eps)
+            return F.normalize(normed @ projection.float(), dim=-1)
 
     def _logits(self, sets: Sequence[Tensor], text: Tensor) -> Tensor:
         """(B, 1+N, 2) of adapted token sets: the sum of their cosines over the temperature."""
-        return torch.stack([cosine_logits(tokens, text) for tokens in sets]).sum(0) / self.config.temperature
+        with torch.autocast(text.device.type, enabled=False):
+            cosines = torch.stack([cosine_logits(tokens, text) for tokens in sets])
+        return cosines.sum(dim=0) / self.config.temperature
 
     def forward(self, features: ImageFeatures, class_names: Sequence[str] | None = None) -> Prediction:
         """Maps (B, H, W) in `map_range` and scores (B,) in `score_range`; with a memory the few-shot ones.
@@ -298,16 +303,18 @@ def _window(length: int, side: int, sigma: float) -> Tensor:
 
 
 def patch_alignment(patches: Tensor, mask: Tensor) -> Tensor:
-    """max(0, mean cosine of normal-anomalous pairs - mean cosine of pairs of one kind), over pairs in one image.
+    """max(0, mean cosine of normal-anomalous pairs - mean cosine of pairs of one kind) of each image.
 
-    patches: (B, N, D), unit rows. mask: bool (B, N). Both means are taken over the pairs of all images together; a
-    patch makes a pair with itself. Returns a scalar, 0 where no image has patches of both kinds.
+    patches: (B, N, D), unit rows. mask: bool (B, N). A patch makes a pair with itself too. Returns (B,), 0 for images
+    whose patches are all of one kind.
     """
     kinds = torch.stack([~mask, mask], dim=1).to(patches.dtype)
     # The cosines of all pairs of two groups add up to the product of the groups' sums.
-    sums, counts = kinds @ patches, kinds.sum(dim=-1)
-    products = (sums @ sums.transpose(1, 2)).sum(dim=0)
-    pairs = counts.T @ counts
-    unlike = products[0, 1] / pairs[0, 1].clamp_min(1)
-    alike = products.trace() / pairs.trace()
-    return torch.where(pairs[0, 1] > 0, (unlike - alike).clamp_min(0), torch.zeros_like(unlike))
+    with torch.autocast(patches.device.type, enabled=False):
+        sums = kinds @ patches
+        products = sums @ sums.transpose(1, 2)
+    counts = kinds.sum(dim=-1)
+    pairs = counts[:, :, None] * counts[:, None]
+    unlike = products[:, 0, 1] / pairs[:, 0, 1].clamp_min(1)
+    alike = (products[:, 0, 0] + products[:, 1, 1]) / (pairs[:, 0, 0] + pairs[:, 1, 1])
+    return torch.where(pairs[:, 0, 1] > 0, (unlike - alike).clamp_min(0), torch.zeros_like(unlike))
