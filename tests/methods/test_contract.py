@@ -34,6 +34,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("gen_clip", {"cnf_image_size": 56}),
     ("ada_clip", {"fusion": "off", "depth": 2, "length": 2, "layers": (1, 1.0)}),
     ("ada_clip", {"abnormal_patches": 7, "clusters": 3}),
+    ("aa_clip", {"stage": "text"}),
+    ("aa_clip", {"stage": "text", "preset": "paper", "text_adapters": 2}),
+    ("aa_clip", {"head_relu": True, "image_adapters": 1.0, "layers": (2, 2), "image_score": "image"}),
     ("vip2_clip", {"legacy_state_word": True, "fgp_heads": 5, "use_utpa": False, "sigma": 0.0}),
 ]
 

@@ -292,10 +292,12 @@ class TestInsideTheTower:
     def test_what_the_encoder_learns(self, method: str, run: Any, small_backbone: Path, data: Path) -> None:
         summary = run(method, "learned", cache="auto")
         assert "encoded in every epoch" in read_meta(summary.checkpoint).notes
-        assert not list(summary.checkpoint.parent.parent.glob("cache/*"))
-        learned, plain = weights(summary), weights(run(method, "short", epochs=1))
+        # An earlier stage may learn from a cache.
+        staged = hasattr(blemish.methods.method_class(method), "stages")
+        assert staged or not list(summary.checkpoint.parent.parent.glob("cache/*"))
+        learned, plain = weights(summary), weights(run(method, "short", cache="auto", epochs=1))
         moved = {name for name in learned if not torch.equal(learned[name], plain[name])}
-        assert "static_visual" in moved
+        assert moved & {"static_visual", "image.adapters.0.linear.weight"}
 
     def test_a_cache_is_refused(self, method: str, run: Any) -> None:
         with pytest.raises(BadOption, match="learns inside the image tower"):

@@ -109,7 +109,8 @@ def draw_view(
     if rng.random() < augmentation.blur_or_jitter:
         image = _blur_or_jitter(image, rng)
     if rng.random() < augmentation.colour:
-        image = jitter(image, *rng.uniform(1 - COLOUR, 1 + COLOUR, size=3), 0.0, rng.permutation(3))
+        brightness, contrast, saturation = rng.uniform(1 - COLOUR, 1 + COLOUR, size=3)
+        image = jitter(image, brightness, contrast, saturation, 0.0, rng.permutation(3))
     if rng.random() < augmentation.shift:
         image, mask = shifted(image, mask, *rng.uniform(-SHIFT, SHIFT, size=2))
     for axis in (1, 0):

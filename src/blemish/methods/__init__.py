@@ -30,6 +30,7 @@ METHODS = {
     "ada_clip": "blemish.methods.ada_clip:AdaCLIP",
     "fa_prompt": "blemish.methods.fa_prompt:FAPrompt",
     "ano_vl": "blemish.methods.ano_vl:AnoVL",
+    "aa_clip": "blemish.methods.aa_clip:AACLIP",
 }
 
 

@@ -175,7 +175,7 @@ class Scorer:
                     inputs = np.stack([self._whole(picture, number) for picture in good])
                     images = torch.from_numpy(inputs).to(group.clip.device)
                     names = [self.name_of(picture.sample) for picture in good]
-                    method.survey(group.clip.encode_image(images, method.needs), names)
+                    method.survey(encode_for(group.clip, method, images), names)
 
     def _whole(self, picture: Picture, number: int) -> np.ndarray:
         """A picture as one network input, also where it will be scored in tiles."""
