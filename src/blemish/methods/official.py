@@ -22,7 +22,16 @@ from torch import Tensor
 from ..clip.model import CLIP
 from ..errors import BadCheckpoint, BadOption, OutputError
 from ..parts.prompts import tokenizer_of
-from . import build, official_ada, official_af, official_april, official_fa, official_vcp, official_vip2
+from . import (
+    build,
+    official_aa,
+    official_ada,
+    official_af,
+    official_april,
+    official_fa,
+    official_vcp,
+    official_vip2,
+)
 from .anomaly_clip import AnomalyCLIP
 from .vcp_clip import VCPCLIP
 from .vcp_clip_plus import VCPCLIPPlus
@@ -37,8 +46,9 @@ BUFFERS = ("token_prefix_pos", "token_prefix_neg", "token_middle_neg", "token_su
 Flat = dict[str, Tensor]
 # A family's module: METHOD, its class; identify(flat), None or what a file is, as keywords of OfficialInfo and
 # `widths`, of text (or joint) and image tower, by which the backbone is named; learned(method), names and shapes of
-# the file; assign(method, flat); content(method), nested as saved.
-FAMILIES: tuple[Any, ...] = (official_ada, official_af, official_april, official_fa)
+# the file; assign(method, flat); content(method), nested as saved. Where a method has two files, joined(path, content):
+# the content of both, None when it is none of them.
+FAMILIES: tuple[Any, ...] = (official_aa, official_ada, official_af, official_april, official_fa)
 
 
 @dataclass(frozen=True)
@@ -209,8 +219,10 @@ def _load(path: Path) -> Mapping[str, Any] | None:
         raise
     except Exception as error:  # every damaged or foreign file fails in its own way
         log.debug("%s is no PyTorch file of tensors: %s", path, error)
-    both = official_af.joined(path, content) if is_archive else None
-    return both or (content if isinstance(content, Mapping) else None)
+    for family in (official_aa, official_af):
+        if (both := family.joined(path, content)) is not None:
+            return both
+    return content if isinstance(content, Mapping) else None
 
 
 def _is_script(path: Path) -> bool:
