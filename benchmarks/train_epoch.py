@@ -1,6 +1,6 @@
 """One training epoch of each method on ViT-L-14-336 (random weights) over 16 images at 518 px, uncached and cached.
 
-    python benchmarks/train_epoch.py [METHOD ...] [--images 16] [--size 518] [--threads 2] [--repeats 3] [--skip-uncached]
+    python benchmarks/train_epoch.py [METHOD ...] [--images N] [--size S] [--threads T] [--repeats R] [--skip-uncached]
 
 Every method runs in a process of its own, so that its peak memory is its own. Printed are the seconds of one whole
 uncached epoch, of the filling of the cache, and of a cached epoch (median), their ratio, and the cached step's
@@ -29,10 +29,12 @@ from blemish.clip.tokenizer import Tokenizer
 from blemish.data.augment import AUGMENTATIONS
 from blemish.data.auxiliary import Auxiliary
 from blemish.data.layouts import open_dataset
-from blemish.methods import METHODS, build, method_class
+from blemish.methods import build, method_class
 from blemish.run.batches import Batches
 from blemish.run.processes import Processes
 from blemish.run.train import loss_terms
+
+PAPERS = ["anomaly_clip", "vcp_clip", "vcp_clip_plus", "vip2_clip", "gen_clip"]
 
 
 def epoch(method: torch.nn.Module, batches: Batches, optimiser: torch.optim.Optimizer) -> float:
@@ -89,8 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    trained = [name for name in METHODS if hasattr(method_class(name), "loss")]
-    parser.add_argument("methods", nargs="*", default=trained)
+    parser.add_argument("methods", nargs="*", default=PAPERS)
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--size", type=int, default=518)
     parser.add_argument("--threads", type=int, default=2)
@@ -101,7 +102,9 @@ def main() -> None:
         measure(given.methods[0], given)
         return
     capability = torch.backends.cpu.get_cpu_capability()
-    print(f"{given.images} images of {given.size} px, fp32, {given.threads} threads, {capability}", flush=True)
+    print(
+        f"{given.images} images of {given.size} px, fp32, {given.threads} threads, {capability}", flush=True
+    )
     options = [f"--{key}={getattr(given, key)}" for key in ("images", "size", "threads", "repeats")]
     options += ["--skip-uncached"] * given.skip_uncached
     for name in given.methods:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import blemish
 from blemish import few_shot
-from blemish.checkpoint import describe
 from blemish.cli import main
+from blemish.describe import describe
 from blemish.detector import Detector
 from blemish.errors import BadCheckpoint, BadImage, BadOption
 from blemish.few_shot import choose, is_memory, normal_images

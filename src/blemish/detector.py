@@ -20,7 +20,7 @@ from blemish.checkpoint import CheckpointMeta, save_checkpoint
 from blemish.clip.shared import encode_for
 from blemish.data.images import pixel_count, read_image
 from blemish.data.transforms import SQUARES, Box, TileBlender, cut_boxes, map_to_size, preprocess
-from blemish.device import precision_name
+from blemish.device import is_out_of_memory, precision_name
 from blemish.errors import BadImage, BadOption
 from blemish.pipeline import ordered_map
 from blemish.types import Attends, Method, Remembers, Result
@@ -290,6 +290,20 @@ class Detector:
             if prepared.pixels is None:
                 raw[i] = self._infer_tiles(prepared, tile_batch)
         return [raw[i] for i in range(len(batch))]
+
+    def infer_each(self, batch: Sequence[Prepared], attention: bool = False) -> Iterator[Raw | str]:
+        """`infer`, one by one when memory is short for all together; the cause for what does not fit even so."""
+        try:
+            yield from self.infer(batch, attention=attention)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(batch) <= 1:
+                yield "not enough memory to score it; try --tile"
+                return
+            log.warning("not enough memory for %d images at once; going on one by one", len(batch))
+            for prepared in batch:
+                yield from self.infer_each([prepared], attention)
 
     def finish(self, prepared: Prepared, raw: Raw) -> Result:
         """The result at the picture's own size; safe to call from several threads.

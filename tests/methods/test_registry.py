@@ -85,7 +85,7 @@ def test_impossible_options_are_named(clip: CLIP, name: str, options: dict, text
 def test_unknown_names_list_the_choices(clip: CLIP) -> None:
     with pytest.raises(UnknownName, match="did you mean 'vcp_clip'"):
         build("vcpclip", clip)
-    with pytest.raises(UnknownName, match="did you mean .paper.. choose from kk"):
+    with pytest.raises(UnknownName, match=r"did you mean .paper.. choose from kk"):
         build("anomaly_clip", clip, "papre")
 
 

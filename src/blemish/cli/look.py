@@ -120,7 +120,7 @@ def _may_be_dataset(path: Path) -> bool:
 
 def _describe(file: Path, as_json: bool) -> int:
     from blemish.catalogue import flat
-    from blemish.checkpoint import describe
+    from blemish.describe import describe
 
     found = describe(file)
     if as_json:

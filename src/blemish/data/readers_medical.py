@@ -18,7 +18,6 @@ from blemish.errors import BadDataset
 from blemish.files import printable_name
 
 COVID_FOLDERS = ("COVID", "COVID-19", "COVID19")
-COVID_OTHERS = ("Viral Pneumonia", "Lung_Opacity", "ViralPneumonia", "Lung Opacity")
 
 
 def is_head_ct(root: Path) -> bool:

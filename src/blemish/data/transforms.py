@@ -31,11 +31,6 @@ def preprocess(
     return np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
-def binarise_mask(mask: np.ndarray, above: float = 0) -> np.ndarray:
-    """uint8 (H, W), 255 where the mask (H, W) of any type is greater than `above` and 0 elsewhere."""
-    return (mask > above).astype(np.uint8) * np.uint8(255)
-
-
 def resize_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     """Ground truth at another size: PIL's bilinear resize, then greater than half of 255.
 

@@ -18,7 +18,6 @@ METRIC_TITLES = {
     "pixel_f1max": "Pixel F1-max",
     "pixel_iou": "IoU",
 }
-RATE_TITLES = {"image_tpr": "TPR", "image_tnr": "TNR", "image_fpr": "FPR", "image_fnr": "FNR"}
 OVERVIEW = ("image_auroc", "pixel_auroc", "pixel_aupro")
 KINDS = {
     "tp": "True positive",

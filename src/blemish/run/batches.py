@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,24 +116,32 @@ class Batches:
 
     def in_order(self) -> Iterator[Batch]:
         """Every picture once as it is stored, whole in this process; for thresholds."""
-        plain = dataclasses.replace(
-            self.data, augmentation=AUGMENTATIONS["none"], map_size=self.data.size, _masks={}
-        )
+        alone, count, size = self._plain, len(self.data), self._plain.batch_size
+        whole = [list(range(i, min(i + size, count))) for i in range(0, count, size)]
+        found = alone._cached(whole, 0) if alone.cache is not None else alone._encoded(whole, 0)
+        yield from (batch for batch in found if batch is not None)
+
+    @cached_property
+    def _plain(self) -> Batches:
+        """The same pictures unaugmented, at full size and in this process alone; it keeps keys and masks."""
+        data, cache = self.data, self.cache
+        if data.augmented:
+            data, cache = dataclasses.replace(data, augmentation=AUGMENTATIONS["none"], _masks={}), None
+        if data.map_size != data.size:
+            data = dataclasses.replace(data, map_size=data.size, _masks={})
         alone = Batches(
-            plain,
+            data,
             self.clip,
             self.spec,
             min(self.batch_size, 8),
             Processes(),
+            cache=cache,
             autocast=self.autocast,
             encoder=self.encoder,
         )
-        if self.cache is not None and not self.data.augmented:
-            alone.cache = self.cache
-        size = alone.batch_size
-        whole = [list(range(i, min(i + size, len(plain)))) for i in range(0, len(plain), size)]
-        found = alone._cached(whole, 0) if alone.cache is not None else alone._encoded(whole, 0)
-        yield from (batch for batch in found if batch is not None)
+        if cache is not None:
+            alone._keys = self._keys
+        return alone
 
     def encode(self, pixels: Sequence[np.ndarray]) -> ImageFeatures:
         """Features of network inputs; without gradient unless a method's own encoder makes them."""

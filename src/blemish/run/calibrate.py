@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -20,7 +19,6 @@ from blemish.data.layouts import Dataset, open_dataset
 from blemish.data.samples import load_mask, load_pixels
 from blemish.data.transforms import SQUARES
 from blemish.detector import DECODERS, PIXELS_IN_FLIGHT, Detector, Prepared
-from blemish.device import is_out_of_memory
 from blemish.errors import BadDataset, BadImage, BadOption, OutputError
 from blemish.files import make_folder, printable_name
 from blemish.loading import DEFAULT_METHOD, EMBEDDED, load
@@ -32,7 +30,6 @@ MANY = 0.5
 NOTE = "thresholds: "
 ENDING = ".safetensors"
 Progress = Callable[[int, int, str | None], None]
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -274,25 +271,16 @@ def _scored(
 def _through_network(
     detector: Detector, jobs: Sequence[_Job]
 ) -> Iterator[tuple[Sample, np.ndarray | None, Result | str]]:
-    good = [job.prepared for job in jobs if job.prepared is not None]
-    try:
-        raws = iter(detector.infer(good))
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        if len(jobs) == 1:
-            name = printable_name(jobs[0].sample.image)
-            yield jobs[0].sample, None, f"{name}: not enough memory to score it; try --tile"
-            return
-        log.warning("not enough memory for %d images at once; going on one by one", len(jobs))
-        for job in jobs:
-            yield from _through_network(detector, [job])
-        return
+    raws = detector.infer_each([job.prepared for job in jobs if job.prepared is not None])
     for job in jobs:
         found: Result | str = job.error
         if job.prepared is not None:
+            raw = next(raws)
             try:
-                found = detector.finish(job.prepared, next(raws))
+                if isinstance(raw, str):
+                    found = f"{printable_name(job.sample.image)}: {raw}"
+                else:
+                    found = detector.finish(job.prepared, raw)
             except BadImage as error:
                 found = str(error)
         yield job.sample, job.mask, found

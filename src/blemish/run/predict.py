@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -19,7 +18,7 @@ from blemish.checkpoint import package_versions
 from blemish.config import SAVED_KINDS
 from blemish.data.images import ImageRef, pixel_count
 from blemish.detector import DECODERS, PIXELS_IN_FLIGHT, Detector, Prepared, Raw
-from blemish.device import is_out_of_memory, machine
+from blemish.device import machine
 from blemish.errors import BadImage, BadOption, OutputError, UnknownName
 from blemish.files import make_folder, write_whole
 from blemish.output.attention import attention_sheet
@@ -46,7 +45,6 @@ FOLDERS = {
 RUN_FILE, LINES_FILE, GALLERY_FILE = "run.json", "predictions.jsonl", "index.html"
 WRITERS = 2
 Progress = Callable[[int, int, str | None], None]
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -264,20 +262,14 @@ class _Stages:
 
     def _through_network(self, jobs: list[Job]) -> Iterator[Job]:
         good = [job.prepared for job in jobs if job.prepared is not None]
-        try:
-            raws = iter(self.detector.infer(good, attention="attention" in self.save))
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(jobs) == 1:
-                yield replace(jobs[0], prepared=None, error="not enough memory to score it; try --tile")
-                return
-            log.warning("not enough memory for %d images at once; going on one by one", len(jobs))
-            for job in jobs:
-                yield from self._through_network([job])
-            return
+        raws = self.detector.infer_each(good, attention="attention" in self.save)
         for job in jobs:
-            yield job if job.prepared is None else replace(job, raw=next(raws))
+            if job.prepared is None:
+                yield job
+            elif isinstance(raw := next(raws), str):
+                yield replace(job, prepared=None, error=raw)
+            else:
+                yield replace(job, raw=raw)
 
     def _write(self, job: Job) -> dict[str, Any]:
         if job.prepared is None or job.raw is None:

@@ -92,6 +92,7 @@ def train(
     log = TrainLog(Path(recipe.out), settings, processes, show, resume=resume, overwrite=overwrite)
     log.begin(gathered, recipe.tensorboard)
     batches.fill_cache(log.caching)
+    held = _held_out(recipe, clip, method, gathered) if processes.leads else None
     processes.wait()
     done = restore_state(log.out, method, optimiser, log.settings) if resume else 0
     log.rewind(done)
@@ -116,13 +117,12 @@ def train(
                 saved = time.monotonic()
         if processes.leads:
             save_state(log.out, method, optimiser, done, log.settings)
-            log.epoch(epoch, done, _validate(recipe, clip, method, gathered))
+            log.epoch(epoch, done, _validate(method, held))
     path, thresholds = log.out / CHECKPOINT_FILE, None
     if processes.leads:
         thresholds = _thresholds(method, batches)
         save_checkpoint(path, method, _meta(recipe, clip, method, gathered, thresholds))
-    seconds = time.perf_counter() - started
-    log.end(seconds, thresholds)
+    seconds = log.end(started, thresholds)
     processes.wait()
     return TrainSummary(path, done, log.losses, thresholds, gathered.warnings, seconds)
 
@@ -246,16 +246,21 @@ def _settings(recipe: Recipe, clip: CLIP, method: Method, gathered: Gathered) ->
     return plain
 
 
-@torch.inference_mode()
-def _validate(
-    recipe: Recipe, clip: CLIP, method: Method, gathered: Gathered
-) -> dict[str, dict[str, float | None]]:
-    """Image and pixel AUROC of the held-out classes; they choose nothing."""
+def _held_out(recipe: Recipe, clip: CLIP, method: Method, gathered: Gathered) -> Batches | None:
+    """Batches of the classes that are kept for validation; None without any."""
     if not gathered.held_out:
-        return {}
+        return None
     plain = replace(recipe, augmentation="none", copies=min(recipe.copies, 1))
     held = _batches(plain, clip, method, gathered.held_out, Processes())
     held.fill_cache()
+    return held
+
+
+@torch.inference_mode()
+def _validate(method: Method, held: Batches | None) -> dict[str, dict[str, float | None]]:
+    """Image and pixel AUROC of the held-out classes; they choose nothing."""
+    if held is None:
+        return {}
     method.eval()  # type: ignore[attr-defined]
     found: dict[str, ClassMetrics] = {}
     for batch in held.in_order():

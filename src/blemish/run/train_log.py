@@ -149,16 +149,18 @@ class TrainLog:
                 self.show({"phase": "validation", "epoch": epoch + 1, "validation": dict(validation)})
         self.draw()
 
-    def end(self, seconds: float, thresholds: Thresholds | None) -> None:
-        """Write run.json for the last time."""
+    def end(self, started: float, thresholds: Thresholds | None) -> float:
+        """Write run.json for the last time; returns the seconds since `started` (of `time.perf_counter`)."""
+        seconds = time.perf_counter() - started
         if not self.processes.leads:
-            return
+            return seconds
         found = None if thresholds is None else {"image": thresholds.image, "pixel": thresholds.pixel}
         self._write_run(
             {"status": "done", "losses": self.losses, "thresholds": found, "seconds": round(seconds, 3)}
         )
         if self._board is not None:
             self._board.close()
+        return seconds
 
     def draw(self) -> None:
         """The loss, its terms by kind, and the learned scalars against the steps, as SVG."""

@@ -94,8 +94,6 @@ USUAL_MATERIALS = {
 }
 """What objects of a shape are mostly made of."""
 WIRED = ("circuit", "leadframe", "mesh", "panel", "printed")
-ARRAYS = ("row", "heap", "cable", "component", "tube")
-TILED = ("dots", "tiles", "honeycomb", "zipper", "bristles", "board")
 HOMES: dict[str, Home] = {
     **dict.fromkeys(LINE_ART, Home(WIRED, (SURFACE,))),
     "misprint": Home(("printed", "panel"), (SURFACE,)),
