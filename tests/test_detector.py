@@ -343,7 +343,7 @@ def test_class_names_reach_the_method(small_checkpoint: Make, draw: Make) -> Non
 def test_precision_follows_the_hardware(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     for flags, large in (({"amx_bf16", "avx2"}, "bf16"), ({"avx512_bf16"}, "bf16"), ({"avx2"}, "fp32")):
-        monkeypatch.setattr("blemish.device.cpu_flags", lambda flags=flags: frozenset(flags))
+        monkeypatch.setattr("blemish.machine.cpu_flags", lambda flags=flags: frozenset(flags))
         assert precision_name(resolve_precision("auto", cpu)) == large
         assert precision_name(resolve_precision("auto", cpu, embedded=True)) == "fp32"
     assert resolve_precision("fp16", cpu) == torch.float16

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +15,23 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from blemish.errors import BadCheckpoint
-from blemish.files import write_whole
+from blemish.files import file_hash, write_whole
+from blemish.machine import package_versions
+
+__all__ = [
+    "CheckpointMeta",
+    "file_hash",
+    "is_checkpoint",
+    "load_checkpoint",
+    "load_parts",
+    "package_versions",
+    "read_meta",
+    "rewrite_checkpoint",
+    "save_checkpoint",
+]
 
 FORMAT = "blemish-checkpoint"
 FORMAT_VERSION = 1
-VERSIONED_PACKAGES = ("blemish", "torch", "numpy", "scipy", "pillow", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -48,23 +57,6 @@ class CheckpointMeta:
     pixel_threshold: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
     notes: str = ""
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
-    for name in VERSIONED_PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_checkpoint(path: Path, method: nn.Module, meta: CheckpointMeta) -> None:

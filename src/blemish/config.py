@@ -26,11 +26,11 @@ class PredictOptions:
     """The keys of `blemish predict`, on the command line and in a --config file; None: not given.
 
     method, backbone, checkpoint, device, precision, image_size, threads, tile, overlap, class_name, threshold,
-    pixel_threshold, normal and shots are those of `blemish.load`; `seed` draws the shots. class_names: a file of
-    words for class names, see `read_class_names`. save_memory: the file that receives what is remembered of
-    `normal`. out: the folder that receives the results. save: pictures
-    to write besides the tables, of "overlay", "mask", "map", "attention". batch_size: images that go through
-    the network together. seed: of every random number. limit: how many images at most.
+    pixel_threshold, normal, shots, runtime and compile are those of `blemish.load`; `seed` draws the shots.
+    class_names: a file of words for class names, see `read_class_names`. save_memory: the file that receives what
+    is remembered of `normal`. out: the folder that receives the results. save: pictures to write
+    besides the tables, of "overlay", "mask", "map", "attention". batch_size: images that go through the network
+    together. seed: of every random number. limit: how many images at most.
     """
 
     method: str | None = None
@@ -47,6 +47,8 @@ class PredictOptions:
     pixel_threshold: float | None = None
     normal: str | None = None
     shots: int | None = None
+    runtime: str | None = None
+    compile: bool = False
     class_names: str | None = None
     save_memory: str | None = None
     out: str = "blemish-out"
@@ -73,7 +75,7 @@ class PredictOptions:
         return tuple(dict.fromkeys(kind.strip() for kind in given if kind.strip() not in ("", "none")))
 
 
-LOAD_KEYS = tuple(f.name for f in dataclasses.fields(PredictOptions))[:14]
+LOAD_KEYS = tuple(f.name for f in dataclasses.fields(PredictOptions))[:16]
 
 
 def merge_options(
@@ -91,7 +93,8 @@ def merge_options(
     in_file = read_config(config) if config else {}
     fields = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     own = {key: value for key, value in in_file.items() if key not in fields}
-    allowed = {"preset"}.union(*(options_of(name) for name in METHODS))
+    # Only where it is needed: the options of methods are beside their code, which imports torch.
+    allowed = {"preset"}.union(*(options_of(name) for name in METHODS)) if own else set()
     for key in sorted(own.keys() - allowed):
         near = difflib.get_close_matches(key, allowed, n=1)
         raise UnknownName(f"key in {config}", key, [*fields, *near])

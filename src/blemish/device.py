@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-import functools
-import platform
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from blemish.errors import BadOption
+from blemish.machine import (
+    REPORTED_FLAGS,
+    cpu_flags,
+    cpu_name,
+    has_fast_bf16,
+    is_out_of_memory,
+    system_name,
+)
+
+__all__ = [
+    "PRECISIONS",
+    "REPORTED_FLAGS",
+    "cpu_flags",
+    "cpu_name",
+    "has_fast_bf16",
+    "is_out_of_memory",
+    "machine",
+    "peak_memory_mib",
+    "precision_name",
+    "resolve_device",
+    "resolve_precision",
+]
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FAST_BF16_FLAGS = ("amx_bf16", "avx512_bf16")
-REPORTED_FLAGS = ("avx2", "avx512f", *FAST_BF16_FLAGS)
 _CUDA_NAME = re.compile(r"cuda(?::(\d+))?")
 
 
@@ -69,23 +86,10 @@ def precision_name(dtype: torch.dtype) -> str:
     return next(name for name, known in PRECISIONS.items() if known == dtype)
 
 
-def has_fast_bf16() -> bool:
-    """Whether this CPU multiplies bf16 matrices in hardware (AMX or AVX-512)."""
-    return not cpu_flags().isdisjoint(FAST_BF16_FLAGS)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Torch says so with its own class on a GPU and with a plain RuntimeError on the CPU."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text
-
-
 def machine(device: torch.device) -> dict[str, Any]:
     """What a run is measured on: system, processor, threads, and the GPU where `device` is one."""
     return {
-        "system": f"{platform.system()} {platform.machine()}",
+        "system": system_name(),
         "cpu": cpu_name(),
         "flags": sorted(cpu_flags().intersection(REPORTED_FLAGS)),
         "threads": torch.get_num_threads(),
@@ -104,27 +108,3 @@ def peak_memory_mib(device: torch.device) -> float:
     # Linux counts in KiB, macOS in bytes
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-@functools.cache
-def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Feature flags of the CPU as Linux names them; empty where they cannot be read."""
-    return frozenset(_cpuinfo_value(("flags", "features"), cpuinfo).split())
-
-
-@functools.cache
-def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Model name of the CPU, or an empty string where it cannot be read."""
-    return _cpuinfo_value(("model name",), cpuinfo)
-
-
-def _cpuinfo_value(keys: tuple[str, ...], cpuinfo: Path) -> str:
-    try:
-        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip().lower() in keys:
-            return value.strip()
-    return ""

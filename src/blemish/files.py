@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import re
 import uuid
 from collections.abc import Callable, Iterator
@@ -69,3 +70,9 @@ def write_whole(path: Path, content: Content) -> None:
             content(file)
         else:
             file.write(content)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

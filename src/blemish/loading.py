@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
-import torch
-
-from blemish import few_shot
-from blemish.checkpoint import (
-    CheckpointMeta,
-    file_hash,
-    is_checkpoint,
-    load_checkpoint,
-    load_parts,
-    read_meta,
-)
-from blemish.detector import Detector, Setup
-from blemish.device import resolve_device, resolve_precision
 from blemish.errors import BadCheckpoint, BadOption, UnknownName
+from blemish.files import file_hash
+from blemish.predictor import Predictor, Setup
 from blemish.types import Method
 
 if TYPE_CHECKING:
+    import torch
+
+    from blemish.checkpoint import CheckpointMeta
     from blemish.clip.config import CLIPConfig
     from blemish.clip.model import CLIP
+    from blemish.detector import Detector
 
 DEFAULT_METHOD = "anomaly_clip"
 DEFAULT_BACKBONE = "tiny"
@@ -44,8 +37,8 @@ class Source:
     path: Path
     method: str
     backbone: str
+    meta: CheckpointMeta
     official: bool = False
-    meta: CheckpointMeta = field(default_factory=lambda: CheckpointMeta(""))
 
 
 class Backbones:
@@ -60,6 +53,21 @@ class Backbones:
         if key not in self._loaded:
             self._loaded[key] = _load_backbone(base, device, precision)
         return self._loaded[key]
+
+
+@overload
+def load(
+    method: str | None = None,
+    backbone: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    *,
+    runtime: None = None,
+    **given: Any,
+) -> Detector: ...
+
+
+@overload
+def load(*, runtime: str | Path | None, **given: Any) -> Predictor: ...
 
 
 def load(
@@ -79,8 +87,10 @@ def load(
     shots: int | None = None,
     normal_seed: int = 0,
     backbones: Backbones | None = None,
+    compile: bool = False,
+    runtime: str | Path | None = None,
     **options: Any,
-) -> Detector:
+) -> Predictor:
     """Make a detector; without arguments the embedded backbone and checkpoint, without network.
 
     method: a name from `blemish.methods()`; by default the checkpoint's, or "anomaly_clip". backbone: a name
@@ -92,10 +102,22 @@ def load(
     tiles'. class_name: what the pictures show, for methods that use it. threshold, pixel_threshold: in place
     of the checkpoint's. normal: for few-shot methods 1 to 64 normal pictures (a folder, a file or a list), or
     the file that `Detector.save_memory` wrote; the checkpoint's thresholds do not hold then. shots: only so
-    many of the pictures, drawn by `normal_seed`. backbones: for several detectors on one CLIP. options: the
-    method's own options, or preset=; they go before the checkpoint's, and those before the defaults. Raises a
-    BlemishError that says what to change.
+    many of the pictures, drawn by `normal_seed`. backbones: for several detectors on one CLIP. compile: let
+    torch.compile make the network faster, which takes minutes before the first image. runtime: a file that
+    `blemish export` wrote, in place of method, backbone and checkpoint; it runs without torch, and of the other
+    arguments takes those about thresholds, tiles, precision and threads. options: the method's own options, or
+    preset=; they go before the checkpoint's, and those before the defaults. Raises a BlemishError that says
+    what to change.
     """
+    if runtime is not None:
+        return _load_runtime(runtime, {k: v for k, v in locals().items() if k != "runtime"})
+    import torch
+
+    from blemish import few_shot
+    from blemish.checkpoint import CheckpointMeta
+    from blemish.detector import Detector
+    from blemish.device import resolve_device
+
     if threads is not None:
         if threads < 1:
             raise BadOption(f"threads is {threads}; expected at least 1")
@@ -134,6 +156,20 @@ def load(
     return detector
 
 
+def _load_runtime(runtime: str | Path, given: Mapping[str, Any]) -> Predictor:
+    """The predictor of an exported file; BadOption for arguments that were settled when it was exported."""
+    from blemish.deploy.runtime import load_runtime
+
+    settled = ("method", "backbone", "checkpoint", "image_size", "class_name", "normal", "shots", "compile")
+    for name in (*(key for key in settled if given[key] not in (None, False)), *given["options"]):
+        raise BadOption(
+            f"{name} cannot be given with runtime {Path(runtime).name}: it was settled at export; leave it out, or "
+            f"export anew with it"
+        )
+    taken = ("device", "precision", "threads", "tile", "overlap", "threshold", "pixel_threshold")
+    return load_runtime(Path(runtime).expanduser(), **{key: given[key] for key in taken})
+
+
 def method_of(checkpoint: str | Path) -> str:
     """The method that a checkpoint file is of, from its header. Raises BadCheckpoint."""
     source = _find(None, None, checkpoint)
@@ -160,6 +196,7 @@ def _check_method(method: str | None) -> None:
 
 def _check_normal(method: str, normal: object, shots: int | None) -> None:
     """Refuse normal images for methods that cannot use them, before a backbone is loaded."""
+    from blemish import few_shot
     from blemish.methods import method_class
 
     if normal is not None and not hasattr(method_class(method), "remember"):
@@ -170,6 +207,7 @@ def _check_normal(method: str, normal: object, shots: int | None) -> None:
 
 def _find(method: str | None, backbone: str | None, checkpoint: str | Path | None) -> Source | None:
     """The checkpoint to use, read as far as its header; None for a method that learns nothing."""
+    from blemish.checkpoint import CheckpointMeta, is_checkpoint, read_meta
     from blemish.methods import official
 
     if checkpoint is None:
@@ -198,6 +236,8 @@ def _find(method: str | None, backbone: str | None, checkpoint: str | Path | Non
 def _find_default(method: str, backbone: str) -> Source | None:
     path = EMBEDDED / f"{method}.safetensors"
     if backbone == DEFAULT_BACKBONE and path.is_file():
+        from blemish.checkpoint import read_meta
+
         return Source(path, method, DEFAULT_BACKBONE, meta=read_meta(path))
     if not _learns(method):
         return None
@@ -227,6 +267,7 @@ def _own_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _load_backbone(base: str, device: torch.device, precision: str) -> CLIP:
     from blemish.clip.weights import load_clip
+    from blemish.device import resolve_precision
 
     dtype = resolve_precision(precision, device, embedded=base == DEFAULT_BACKBONE)
     return load_clip(base, device=device, dtype=dtype).freeze()
@@ -236,6 +277,7 @@ def _build(
     name: str, base: str, clip: CLIP, source: Source | None, options: Mapping[str, Any]
 ) -> tuple[Method, dict[str, Any]]:
     """The method with its learned parts in place, and the options it runs with."""
+    from blemish.checkpoint import load_checkpoint, load_parts
     from blemish.methods import build, official
 
     if source is None:

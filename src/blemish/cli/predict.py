@@ -24,6 +24,7 @@ from blemish.cli.shared import (
     NormalOption,
     PrecisionOption,
     QuietOption,
+    RuntimeOption,
     SeedOption,
     SetOption,
     ShotsOption,
@@ -57,6 +58,7 @@ def predict(
     method: MethodOption = None,
     backbone: BackboneOption = None,
     checkpoint: CheckpointOption = None,
+    runtime: RuntimeOption = None,
     save: Annotated[
         str | None,
         typer.Option("--save", help="What to write, of overlay,mask,map,attention; or none. [overlay]"),
@@ -93,6 +95,12 @@ def predict(
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     batch_size: BatchSizeOption = None,
+    compile: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile", help="Compile the network first: minutes before the first image, then faster."
+        ),
+    ] = None,
     threads: ThreadsOption = None,
     seed: SeedOption = None,
     settings: SetOption = None,
@@ -121,16 +129,21 @@ def _predict(
     quiet: bool,
     stream: bool,
 ) -> int:
-    import torch
-
     from blemish.data.images import find_images
     from blemish.run.predict import check_output, predict_folder
 
     out = Path(options.out)
     check_output(out, resume=resume, overwrite=overwrite)
-    torch.manual_seed(options.seed)
+    if options.runtime is None:
+        import torch
+
+        torch.manual_seed(options.seed)
     refs = find_images(inputs)[: options.limit]
     loading = {key: getattr(options, key) for key in LOAD_KEYS} | {"class_name": _class_name(options)}
+    if options.save_memory is not None and options.runtime is not None:
+        raise BadOption(
+            "--save-memory keeps what is remembered of --normal; an exported file remembers nothing anew"
+        )
     detector = blemish.load(**loading, normal_seed=options.seed, **own)
     if options.save_memory is not None:
         detector.save_memory(Path(options.save_memory).expanduser())

@@ -43,6 +43,12 @@ BackboneOption = Annotated[
 CheckpointOption = Annotated[
     str | None, typer.Option("--checkpoint", help="Learned parts: our .safetensors or the authors' .pth.")
 ]
+RuntimeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime", metavar="FILE", help="A model from `blemish export`, .onnx or .xml; needs no torch."
+    ),
+]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps. [auto]")]
 PrecisionOption = Annotated[str | None, typer.Option("--precision", help="auto, fp32, bf16 or fp16. [auto]")]
 ImageSizeOption = Annotated[
@@ -164,6 +170,11 @@ def shown_errors(verbose: bool) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise Failed from None
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+            fail(
+                "error: torch is not installed, and all but --runtime FILE needs it: pip install torch",
+                verbose,
+            )
         first = (str(error) or "no message").splitlines()[0]
         fail(
             f"internal error: {type(error).__name__}: {first}\nrun it again with --verbose for the traceback",

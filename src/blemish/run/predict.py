@@ -14,13 +14,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from blemish.checkpoint import package_versions
 from blemish.config import SAVED_KINDS
 from blemish.data.images import ImageRef, pixel_count
-from blemish.detector import DECODERS, PIXELS_IN_FLIGHT, Detector, Prepared, Raw
-from blemish.device import machine
 from blemish.errors import BadImage, BadOption, OutputError, UnknownName
 from blemish.files import make_folder, write_whole
+from blemish.machine import package_versions
 from blemish.output.attention import attention_sheet
 from blemish.output.pictures import gallery_pair, overlay, png_bytes
 from blemish.output.report import GallerySpool, write_gallery
@@ -34,6 +32,7 @@ from blemish.output.tables import (
     write_mask,
 )
 from blemish.pipeline import ordered_map
+from blemish.predictor import DECODERS, PIXELS_IN_FLIGHT, Predictor, Prepared, Raw
 from blemish.types import Attends, Result
 
 FOLDERS = {
@@ -98,7 +97,7 @@ def check_output(out: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def predict_folder(
-    detector: Detector,
+    detector: Predictor,
     refs: Sequence[ImageRef],
     out: Path,
     *,
@@ -209,7 +208,7 @@ class _Tally:
 class _Stages:
     """Decode, infer, write: three stages, the outer two in threads."""
 
-    detector: Detector
+    detector: Predictor
     out: Path
     save: tuple[str, ...]
     spool: GallerySpool
@@ -310,7 +309,7 @@ class _Stages:
         return files
 
 
-def _check_save(detector: Detector, save: Sequence[str]) -> None:
+def _check_save(detector: Predictor, save: Sequence[str]) -> None:
     for kind in save:
         if kind not in FOLDERS:
             raise UnknownName("kind of picture to save", kind, SAVED_KINDS)
@@ -322,9 +321,11 @@ def _check_save(detector: Detector, save: Sequence[str]) -> None:
         _check_attention(detector)
 
 
-def _check_attention(detector: Detector) -> None:
+def _check_attention(detector: Predictor) -> None:
     """Raise BadOption unless the method's texts attend to the patches of whole pictures."""
     method, setup = detector.method, detector.setup
+    if method is None:
+        raise BadOption("--save attention: an exported file gives no attention maps; leave out --runtime")
     if not isinstance(method, Attends):
         raise BadOption(
             f"--save attention needs a method whose texts attend to patches: vcp_clip, vcp_clip_plus or "
@@ -345,7 +346,7 @@ def _is_own_output(path: Path, out: Path) -> bool:
     return any(place.is_relative_to(root / folder) for folder, _ in FOLDERS.values())
 
 
-def _settings(detector: Detector, save: Sequence[str]) -> dict[str, Any]:
+def _settings(detector: Predictor, save: Sequence[str]) -> dict[str, Any]:
     """Everything that a resumed run must have in common with its beginning."""
     settings = asdict(detector.setup) | {"precision": detector.precision, "save": sorted(save)}
     if Path(detector.setup.backbone).exists():
@@ -375,14 +376,14 @@ def _check_same(out: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _run_info(detector: Detector, settings: Mapping[str, Any], batch_size: int) -> dict[str, Any]:
+def _run_info(detector: Predictor, settings: Mapping[str, Any], batch_size: int) -> dict[str, Any]:
     return {
         "versions": package_versions(),
         **settings,
         "map_range": list(detector.map_range),
         "batch_size": batch_size,
-        "device": str(detector.device),
-        "machine": machine(detector.device),
+        "device": detector.device_name,
+        "machine": detector.machine(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "counts": {},
         "seconds": 0.0,
