@@ -2,11 +2,12 @@
 
     python tools/train_tiny.py backbone -o runs/tiny     # resumable: run the same line again after a stop
     python tools/train_tiny.py install -o runs/tiny      # its weights, as half precision, into src/blemish/clip/tiny
-    python tools/train_tiny_methods.py                   # then the methods' own checkpoints
+    python tools/make_checkpoints.py -o runs/embedded    # then the methods' own checkpoints
 
-The image tower stands on a frozen ImageNet stem (`lite_stem.py`). Three things are learned at once: image-text
-contrast over captions; the state of the whole image against normal and anomalous prompts; the state of every patch
-(several depths, and the V-V stream that AnomalyCLIP reads) against the same prompts, inside and outside the masks.
+The image tower stands on an ImageNet stem (`lite_stem.py`), frozen until the last phase. Three things are learned at
+once (`tiny_losses.py`): image-text contrast over captions; the state of the whole image against normal and anomalous
+prompts; the state of every patch (several depths, and the V-V stream that AnomalyCLIP reads) against the same prompts,
+inside and outside the masks. RUN/log.jsonl holds the losses, and the figures on pictures of held-out families.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import argparse
 import json
 import multiprocessing as mp
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from blemish import synth
@@ -30,21 +31,21 @@ from blemish.clip.config import CLIPConfig, TextConfig, VisionConfig
 from blemish.clip.model import CLIP
 from blemish.clip.tokenizer import Tokenizer
 from blemish.clip.weights import save_clip
-from blemish.types import FeatureSpec
 from lite_stem import load_stem
+from tiny_losses import NOUNS, SPEC, Losses, encode, normalise, state_prompts
+from tiny_pictures import FAMILIES, batches
 
 VOCABULARY = 2048
 CONTEXT = 77
-TEMPERATURE = 0.07
 TINY = Path(__file__).parents[1] / "src/blemish/clip/tiny"
 CONFIG = CLIPConfig(
     embed_dim=128,
     vision=VisionConfig(
-        width=256, layers=6, heads=4, patch_size=16, image_size=224, mlp_width=1024, stem="lite"
+        width=192, layers=6, heads=3, patch_size=16, image_size=224, mlp_width=768, stem="lite"
     ),
     text=TextConfig(
         width=128,
-        layers=6,
+        layers=4,
         heads=2,
         mlp_width=512,
         context_length=CONTEXT,
@@ -57,111 +58,32 @@ CONFIG = CLIPConfig(
     mean=(127 / 255, 127 / 255, 127 / 255),
     std=(128 / 255, 128 / 255, 128 / 255),
 )
-STATES = {
-    0: ("good", "normal", "perfect", "flawless", "intact", "undamaged"),
-    1: ("damaged", "defective", "anomalous", "damaged", "defective", "faulty"),
-}
-FORMS = (
-    "{s} {n}.",
-    "a photo of a {s} {n}",
-    "a photo of the {s} {n}.",
-    "a {s} {n}",
-    "a close-up photo of a {s} {n}.",
-)
-NOUNS = ("object", "surface", "part", "item", "texture", "material", "product")
-NORMAL_FORMS = (
-    "{n}.",
-    "a photo of a {n} without defect",
-    "a {n} without flaw",
-    "a photo of a {n} without damage.",
-)
-ABNORMAL_FORMS = (
-    "damaged {n}.",
-    "a photo of a {n} with a defect",
-    "a {n} with a flaw",
-    "a photo of a {n} with damage.",
-)
+VALIDATION = 192
+SAVE_SECONDS, LOG_STEPS, VALIDATE_PICTURES = 120, 25, 4800
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Train until `pictures` have been seen in all, on pictures of `size` pixels."""
+    """Train until `pictures` have been seen in all, on pictures of `least` to `most` pixels.
+
+    patches: of a batch. stem: how many of the stem's last blocks learn too, at a tenth of the rate.
+    """
 
     pictures: int
-    size: int
-    batch: int
+    least: int
+    most: int
+    patches: int
     lr: float
     final_lr: float
+    stem: int = 0
 
 
-# constant rate on small pictures first, full size last, then a decay
+# constant rate on small pictures first, larger ones later, then a decay
 RECIPE = (
-    Phase(16_000, 160, 48, 6e-4, 6e-4),
-    Phase(25_000, 224, 48, 6e-4, 4e-4),
-    Phase(31_000, 256, 48, 4e-4, 2e-6),
+    Phase(30_000, 128, 192, 4800, 8e-4, 8e-4),
+    Phase(50_000, 160, 256, 6400, 8e-4, 4e-4),
+    Phase(64_000, 192, 320, 7200, 4e-4, 2e-6, stem=3),
 )
-
-
-def state_prompts(
-    rng: np.random.Generator, count: int, nouns: tuple[str, ...] = NOUNS
-) -> tuple[list[str], list[str]]:
-    """`count` normal and `count` anomalous prompts about a generic noun, in the forms the methods use."""
-    pairs: tuple[list[str], list[str]] = ([], [])
-    for _ in range(count):
-        noun = str(rng.choice(nouns))
-        if rng.random() < 0.3:
-            pairs[0].append(str(rng.choice(NORMAL_FORMS)).format(n=noun))
-            pairs[1].append(str(rng.choice(ABNORMAL_FORMS)).format(n=noun))
-        else:
-            form = str(rng.choice(FORMS))
-            for state in (0, 1):
-                pairs[state].append(form.format(s=rng.choice(STATES[state]), n=noun))
-    return pairs
-
-
-def draw_worker(queue: Any, seed: int, size: Any, batch: int) -> None:
-    """Draw batches for ever; the wanted picture size is read from the shared value before each batch."""
-    torch.set_num_threads(1)
-    rng = np.random.default_rng(seed)
-    while True:
-        side = int(size.value)
-        pictures = [synth.draw(rng, side) for _ in range(batch)]
-        captions = [synth.captions(p, rng, 2) for p in pictures]
-        queue.put(
-            (
-                side,
-                np.stack([p.image for p in pictures]),
-                np.stack([p.mask for p in pictures]),
-                captions,
-                [p.shape for p in pictures],
-                [p.defect_type for p in pictures],
-            )
-        )
-
-
-def batches(seed: int, size: Any, batch: int, workers: int) -> Iterator[tuple[Any, ...]]:
-    """Batches of the wanted size from background processes; stale sizes are dropped."""
-    context = mp.get_context("spawn")
-    queue = context.Queue(4)
-    for i in range(workers):
-        context.Process(target=draw_worker, args=(queue, seed + i, size, batch), daemon=True).start()
-    while True:
-        item = queue.get()
-        if item[0] == int(size.value):
-            yield item
-
-
-def normalise(images: np.ndarray, config: CLIPConfig = CONFIG) -> Tensor:
-    """uint8 (B, H, W, 3) -> float (B, 3, H, W)."""
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (config.mean, config.std))
-    return (x - mean) / std
-
-
-def encode(clip: CLIP, texts: list[str]) -> Tensor:
-    """Unit text features (len(texts), D)."""
-    assert clip.tokenizer is not None
-    return F.normalize(clip.encode_text(clip.tokenizer(texts, CONTEXT)), dim=-1)
 
 
 def build_clip(folder: Path) -> CLIP:
@@ -206,91 +128,6 @@ def train_tokenizer(path: Path) -> None:
     trained.save(str(path))
 
 
-SPEC = FeatureSpec(
-    layers=(0.25, 0.5, 0.75, 1.0),
-    streams=("qk", "vv"),
-    stream_start=0.25,
-    projected=True,
-    class_ln_post=False,
-)
-
-
-def patch_targets(mask: np.ndarray, grid: tuple[int, int]) -> Tensor:
-    """Share of each patch that is defective, tripled and cut at 1, so a third of a patch already counts: (B, N)."""
-    cover = F.adaptive_avg_pool2d(torch.from_numpy(mask).float()[:, None], grid)
-    return (cover.flatten(1) * 3).clamp(max=1)
-
-
-def step_losses(clip: CLIP, item: tuple[Any, ...], rng: np.random.Generator) -> dict[str, Tensor]:
-    """The weighted terms of one batch."""
-    _, images, masks, captions, shapes, defects = item
-    mode = str(rng.choice(["bilinear", "bicubic", "bicubic_antialias"]))
-    spec = FeatureSpec(**{**SPEC.__dict__, "position_resize": mode})
-    features = clip.encode_image(normalise(images), spec)
-    raw_class = F.normalize(features.class_feature, dim=-1)
-    final = features.tokens["qk"][-1]
-    normed_class = F.normalize(final[:, 0], dim=-1)
-
-    nouns = tuple(dict.fromkeys([*NOUNS, *NOUNS, *shapes]))
-    normal, abnormal = state_prompts(rng, 4, nouns)
-    kinds = sorted({d for d in defects if d})
-    texts = (
-        [c[0] for c in captions]
-        + [c[1] for c in captions]
-        + normal
-        + abnormal
-        + [f"a {k.replace('_', ' ')}" for k in kinds]
-    )
-    unique = list(dict.fromkeys(texts))
-    encoded = encode(clip, unique)
-    text = encoded[[unique.index(t) for t in texts]]
-    count = len(images)
-    caption_text, rest = text[: 2 * count], text[2 * count :]
-    state = rest[4:8] - rest[:4]
-    kind_text = rest[8:]
-
-    label = torch.from_numpy(masks.reshape(count, -1).any(1)).float()
-    terms = {"caption": caption_loss(normed_class, caption_text, texts[: 2 * count], clip.logit_scale)}
-    for name, cls in (("class", normed_class), ("class_raw", raw_class)):
-        logits = cls @ state.T / TEMPERATURE
-        terms[name] = 0.15 * F.binary_cross_entropy_with_logits(logits, label[:, None].expand_as(logits))
-    target = patch_targets(masks, features.grid)
-    weights = {("qk", 0): 0.1, ("qk", 1): 0.2, ("qk", 2): 0.4, ("qk", 3): 1.0, ("vv", 3): 0.6}
-    for (stream, index), weight in weights.items():
-        tokens = F.normalize(features.tokens[stream][index][:, 1:], dim=-1)
-        logits = tokens @ state.T / TEMPERATURE
-        goal = target[..., None].expand_as(logits)
-        bce = F.binary_cross_entropy_with_logits(logits, goal, pos_weight=logits.new_tensor(2.0))
-        terms[f"{stream}{index}"] = weight * bce
-    if len(kinds) > 1:
-        terms["kind"] = 0.2 * kind_loss(F.normalize(final[:, 1:], dim=-1), target, defects, kinds, kind_text)
-    return terms
-
-
-def caption_loss(image: Tensor, text: Tensor, texts: list[str], scale: Tensor) -> Tensor:
-    """Symmetric contrast of B images with 2B captions; equal texts count as equally right. (B, D), (2B, D)."""
-    logits = scale.exp().clamp(max=100) * image @ text.T
-    count = len(image)
-    same = torch.tensor([[a == b for b in texts] for a in texts], dtype=torch.float32)
-    goal = torch.maximum(same[:count], same[count:])
-    by_image = -(goal / goal.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
-    by_text = -(goal / goal.sum(0, keepdim=True) * logits.log_softmax(0)).sum(0).mean()
-    return 0.3 * (by_image + by_text) / 2
-
-
-def kind_loss(
-    tokens: Tensor, target: Tensor, defects: list[str | None], kinds: list[str], text: Tensor
-) -> Tensor:
-    """The mean token inside each mask against the names of the defect types in the batch."""
-    rows = [i for i, d in enumerate(defects) if d and float(target[i].max()) > 0.3]
-    if not rows:
-        return tokens.sum() * 0
-    inside = target[rows][..., None]
-    pooled = F.normalize((tokens[rows] * inside).sum(1) / inside.sum(1), dim=-1)
-    goal = torch.tensor([kinds.index(str(defects[i])) for i in rows])
-    return F.cross_entropy(pooled @ text.T / TEMPERATURE, goal)
-
-
 def rate(seen: int, warmup: int = 3000) -> tuple[Phase, float]:
     """The phase that `seen` pictures fall in, and the learning rate there."""
     start = 0
@@ -302,60 +139,134 @@ def rate(seen: int, warmup: int = 3000) -> tuple[Phase, float]:
     return RECIPE[-1], 0.0
 
 
-def train_backbone(folder: Path, workers: int, threads: int) -> None:
+def parameter_groups(clip: CLIP) -> list[dict[str, Any]]:
+    """Weights with decay, vectors without, and the stem's blocks (learned late) at a tenth of the rate."""
+    stem = {id(p): p for block in clip.visual.stem.blocks for p in block.parameters()}
+    rest = [p for p in clip.parameters() if p.requires_grad and id(p) not in stem]
+    return [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": 0.05, "scale": 1.0},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0, "scale": 1.0},
+        {"params": list(stem.values()), "weight_decay": 0.0, "scale": 0.1},
+    ]
+
+
+def begin_phase(clip: CLIP, phase: Phase, wanted: Any) -> None:
+    """Tell the drawing processes the sizes, and thaw what learns from now on."""
+    wanted[0], wanted[1], wanted[2] = phase.least, phase.most, phase.patches
+    blocks = list(clip.visual.stem.blocks)
+    for block in blocks[len(blocks) - phase.stem :]:
+        block.requires_grad_(True)
+
+
+class Validation:
+    """Fixed pictures of one choice of families, and how well plain prompts find their defects."""
+
+    def __init__(self, families: str, size: int = 256, seed: int = 987_654) -> None:
+        rng = np.random.default_rng(seed)
+        chosen = FAMILIES[families]
+        self.pictures = [
+            synth.draw(rng, size, defect=bool(i % 2), families=chosen) for i in range(VALIDATION)
+        ]
+        self.labels = np.array([p.mask.any() for p in self.pictures])
+
+    @torch.inference_mode()
+    def __call__(self, clip: CLIP) -> dict[str, float]:
+        """Image AUROC of the class feature and of the map's peak, pixel AUROC of both streams' last layer."""
+        texts = [f"a photo of a {s} {n}" for s in ("good", "damaged") for n in NOUNS]
+        good, bad = encode(clip, texts).split(len(NOUNS))
+        state = F.normalize(bad.mean(0) - good.mean(0), dim=-1)
+        rows = [self._look(clip, i, state) for i in range(0, len(self.pictures), 16)]
+        masks = np.stack([p.mask[::4, ::4] for p in self.pictures])
+        found = {name: torch.cat([row[name] for row in rows]).numpy() for name in rows[0]}
+        result = {"val_image": float(roc_auc_score(self.labels, found.pop("class")))}
+        for stream, maps in found.items():
+            peak = np.sort(maps.reshape(len(maps), -1))[:, -48:].mean(1)
+            result[f"val_peak_{stream}"] = float(roc_auc_score(self.labels, peak))
+            result[f"val_pixel_{stream}"] = float(roc_auc_score(masks.ravel(), maps.ravel()))
+        return result
+
+    def _look(self, clip: CLIP, first: int, state: Tensor) -> dict[str, Tensor]:
+        pictures = self.pictures[first : first + 16]
+        features = clip.encode_image(normalise(np.stack([p.image for p in pictures]), clip), SPEC)
+        side = len(pictures[0].mask) // 4
+        found = {"class": F.normalize(features.class_feature, dim=-1) @ state}
+        for stream in ("qk", "vv"):
+            tokens = F.normalize(features.tokens[stream][-1][:, 1:], dim=-1)
+            grid = (tokens @ state).unflatten(1, features.grid)[:, None]
+            found[stream] = F.interpolate(grid, size=(side, side), mode="bilinear")[:, 0]
+        return found
+
+
+class Log:
+    """Running means of the terms, and the time spent over all sittings, into one file of JSON lines."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.path, self.before, self.started = path, seconds, time.time()
+        self.mean: dict[str, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.time() - self.started
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        for name, term in terms.items():
+            value = float(term.detach())
+            self.mean[name] = 0.97 * self.mean.get(name, value) + 0.03 * value
+
+    def write(self, **values: float) -> None:
+        line = {"seconds": round(self.seconds, 1), **values}
+        with self.path.open("a") as file:
+            file.write(json.dumps({k: round(v, 6) for k, v in line.items()}) + "\n")
+
+
+def train_backbone(folder: Path, families: str, workers: int, threads: int) -> None:
     """Walk through RECIPE, saving every few minutes; started again, it goes on where it was."""
     torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
     clip = build_clip(folder)
-    learned = [p for p in clip.parameters() if p.requires_grad]
-    decay = [p for p in learned if p.ndim > 1]
-    plain = [p for p in learned if p.ndim <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.98)
-    )
+    optimiser = torch.optim.AdamW(parameter_groups(clip), betas=(0.9, 0.98))
     state_file, seen, seconds = folder / "state.pt", 0, 0.0
     if state_file.exists():
         state = torch.load(state_file, map_location="cpu", weights_only=True)
         clip.load_state_dict(state["clip"])
         optimiser.load_state_dict(state["optimiser"])
         seen, seconds = state["seen"], state["seconds"]
-    size = mp.get_context("spawn").Value("i", rate(seen)[0].size)
-    stream = batches(1_000_000 + seen, size, RECIPE[0].batch, workers)
-    rng = np.random.default_rng(seen)
-    mean: dict[str, float] = {}
-    clip.train()
-    started = saved = time.time()
+    wanted = mp.get_context("spawn").Array("i", 3)
+    begin_phase(clip, rate(seen)[0], wanted)
+    stream = batches(1_000_000 + seen, wanted, workers, families)
+    losses, log = Losses(clip.train(), np.random.default_rng(seen)), Log(folder / "log.jsonl", seconds)
+    validation = Validation("held_out")
+    saved, judged = time.time(), seen
     step = 0
     while seen < RECIPE[-1].pictures:
         phase, lr = rate(seen)
-        size.value = phase.size
-        item = next(stream)
-        for group in optimiser.param_groups:
-            group["lr"] = lr
-        terms = step_losses(clip, item, rng)
-        loss = torch.stack(list(terms.values())).sum()
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learned, 1.0)
-        optimiser.step()
-        seen += len(item[1])
-        step += 1
-        for name, value in terms.items():
-            mean[name] = 0.97 * mean.get(name, float(value.detach())) + 0.03 * float(value.detach())
-        if step % 25 == 0:
-            spent = seconds + time.time() - started
-            line = {
-                "seen": seen,
-                "size": phase.size,
-                "lr": lr,
-                "seconds": round(spent, 1),
-                "loss": sum(mean.values()),
-            }
-            with (folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps({**line, **mean}) + "\n")
-        if time.time() - saved > 120 or seen >= RECIPE[-1].pictures:
+        begin_phase(clip, phase, wanted)
+        batch = next(stream)
+        log.add(update(clip, optimiser, losses(batch), lr))
+        seen, step = seen + len(batch), step + 1
+        if step % LOG_STEPS == 0:
+            log.write(seen=seen, size=phase.most, lr=lr, loss=sum(log.mean.values()), **log.mean)
+        ended = seen >= RECIPE[-1].pictures
+        if seen - judged >= VALIDATE_PICTURES or ended:
+            judged = seen
+            log.write(seen=seen, **validation(clip.eval()))
+            clip.train()
+        if time.time() - saved > SAVE_SECONDS or ended:
             saved = time.time()
-            save_state(state_file, clip, optimiser, seen, seconds + saved - started)
+            save_state(state_file, clip, optimiser, seen, log.seconds)
+
+
+def update(
+    clip: CLIP, optimiser: torch.optim.Optimizer, terms: dict[str, Tensor], lr: float
+) -> dict[str, Tensor]:
+    """One step at the rate lr; returns the terms."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr * group["scale"]
+    optimiser.zero_grad()
+    torch.stack(list(terms.values())).sum().backward()
+    torch.nn.utils.clip_grad_norm_([p for p in clip.parameters() if p.requires_grad], 1.0)
+    optimiser.step()
+    return terms
 
 
 def save_state(path: Path, clip: CLIP, optimiser: torch.optim.Optimizer, seen: int, seconds: float) -> None:
@@ -382,11 +293,12 @@ def main() -> None:
     parser.add_argument("stage", choices=["backbone", "install"])
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--to", type=Path, default=TINY)
+    parser.add_argument("--families", choices=list(FAMILIES), default="all")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     if given.stage == "backbone":
-        train_backbone(given.out, given.workers, given.threads)
+        train_backbone(given.out, given.families, given.workers, given.threads)
     else:
         install(given.out, given.to)
 

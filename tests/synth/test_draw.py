@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from blemish.errors import UnknownName
 from blemish.synth import DEFECTS, HELD_OUT, MATERIALS, SHAPES, TRAINING, Families, draw
-from blemish.synth.draw import draw_pair
+from blemish.synth.draw import MIN_SIZE, draw_pair
 from blemish.synth.families import DEFECT_FUNCTIONS, MATERIAL_FUNCTIONS
 
 SIZE = 128
@@ -105,8 +105,9 @@ def test_defect_sizes_span_tiny_to_large() -> None:
 
 @pytest.mark.parametrize("name", DEFECTS)
 def test_every_defect_type_can_be_drawn_alone(name: str) -> None:
-    picture = draw(rng(1), SIZE, defect=True, families=Families(defects=(name,)))
-    assert picture.defect_type == name
+    families = Families(defects=(name,))
+    assert draw(rng(1), SIZE, defect=True, families=families).defect_type == name
+    assert draw(rng(1), MIN_SIZE, defect=True, families=families).mask.any()
 
 
 @pytest.mark.parametrize("name", MATERIALS)

@@ -94,7 +94,7 @@ def mould(rng: Rng, scene: Scene, image: Field, area: float) -> Change:
 def poke(rng: Rng, scene: Scene, image: Field, area: float) -> Change:
     """A push of a pointed tool: a small dark core in a dimple with a raised, lit rim."""
     size = image.shape[1]
-    radius = log_uniform(rng, 2.2 / size, 0.03) + 0.2 * math.sqrt(min(area, 0.02) / math.pi)
+    radius = log_uniform(rng, 2.2 / size, max(0.03, 3.3 / size)) + 0.2 * math.sqrt(min(area, 0.02) / math.pi)
     u, v = rotated(size, spot(rng, scene), rng.uniform(0, math.pi), log_uniform(rng, 0.7, 1.4))
     r = np.sqrt(u * u + v * v) / radius
     core = step(r - rng.uniform(0.25, 0.5), 0.3)
