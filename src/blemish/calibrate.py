@@ -96,6 +96,15 @@ class ThresholdFinder:
         """Normal images, anomalous images, and how many of the latter were outlined."""
         return len(self._scores[0]), len(self._scores[1]), len(self._peaks[1])
 
+    def update_score(self, score: float, label: int) -> None:
+        """Add one picture of which only the score is known; no pixel threshold can be found then.
+
+        score: finite. label: 1 anomalous, 0 normal.
+        """
+        if label not in (0, 1) or not math.isfinite(score):
+            raise BadImage(f"score {score!r} with label {label!r}; expected a finite one with 0 or 1")
+        self._scores[label].append(float(score))
+
     def update(self, score: float, label: int, anomaly_map: np.ndarray, mask: np.ndarray | None) -> None:
         """Add one picture.
 
@@ -169,7 +178,10 @@ class ThresholdFinder:
             allowed = 1
         rank = normal + 1 - allowed
         image = _just_above(self._scores[0], rank)
-        if pixel_rate is None:
+        pixel = None
+        if len(self._peaks[0]) < normal:
+            notes.append("no pixel threshold, there are images without maps")
+        elif pixel_rate is None:
             peak = np.float32(np.sort(self._peaks[0])[rank - 1])
             pixel = self._pixels.end_above(peak)
         else:

@@ -1,6 +1,6 @@
 """The `blemish` command: thin verbs, each calling one public function. Nothing heavy is imported up here."""
 
-from blemish.cli import benchmark, calibrate, evaluate, look, predict, synth, train
+from blemish.cli import benchmark, calibrate, evaluate, look, predict, serve, synth, train
 from blemish.cli.shared import app, main
 
-__all__ = ["app", "benchmark", "calibrate", "evaluate", "look", "main", "predict", "synth", "train"]
+__all__ = ["app", "benchmark", "calibrate", "evaluate", "look", "main", "predict", "serve", "synth", "train"]

@@ -46,6 +46,14 @@ def calibrate(
         str | None,
         typer.Option("--data", metavar="ROOT", help="Folder of normal images, or of a labelled dataset."),
     ] = None,
+    from_db: Annotated[
+        str | None,
+        typer.Option(
+            "--from-db",
+            metavar="FILE",
+            help="In its place: the history of `blemish serve`, a file or postgresql:// URL, with verdicts.",
+        ),
+    ] = None,
     dataset: Annotated[
         str | None,
         typer.Option("--dataset", help="Its name or layout, where the folder does not tell."),
@@ -98,7 +106,7 @@ def calibrate(
     verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Set a checkpoint's thresholds from normal or labelled images, and say what to expect of them."""
+    """Set a checkpoint's thresholds from normal, labelled or judged images, and say what to expect of them."""
     arguments = dict(locals())
     set_up_messages(quiet, verbose)
     with shown_errors(verbose):
@@ -109,7 +117,12 @@ def calibrate(
         options, own = merge_options(CalibrateOptions, "blemish calibrate", config, given, settings or [])
         try:
             with stop_on_kill(), progress(quiet) as show:
-                found = calibrate_checkpoint(options, own, overwrite=overwrite, on_progress=show)
+                if options.from_db is not None:
+                    from blemish.deploy.history_calibrate import calibrate_from_history
+
+                    found = calibrate_from_history(options, own, overwrite=overwrite)
+                else:
+                    found = calibrate_checkpoint(options, own, overwrite=overwrite, on_progress=show)
         except KeyboardInterrupt:
             say("interrupted; no checkpoint was written")
             return EXIT_INTERRUPTED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import stat
 import threading
 from collections.abc import Callable
@@ -19,6 +20,7 @@ __all__ = [
     "IMAGE_ENDINGS",
     "MAX_PIXELS",
     "ImageRef",
+    "decode_image",
     "find_images",
     "pixel_count",
     "printable_name",
@@ -79,13 +81,26 @@ def read_image(source: str | Path | Image.Image | np.ndarray, max_pixels: int = 
         raise BadImage(f"{name}: cannot be read ({cause.lower()})") from error
 
 
-def pixel_count(source: str | Path | Image.Image | np.ndarray) -> int:
-    """Pixels of a picture, of a file from its header alone; 0 when that cannot be told."""
+def decode_image(data: bytes, name: str = "the given image", max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """A picture file held in memory as RGB, uint8 (H, W, 3), as `read_image` gives it.
+
+    name: what error texts call it. Raises BadImage, one line `name: cause`.
+    """
+    if not data:
+        raise BadImage(f"{name}: the file is empty (0 bytes)")
+    return _guarded(name, lambda: _read_file(io.BytesIO(data), data[:8], max_pixels))
+
+
+def pixel_count(source: str | Path | Image.Image | np.ndarray | bytes) -> int:
+    """Pixels of a picture, of a file (or its bytes) from its header alone; 0 when that cannot be told."""
     if isinstance(source, Image.Image):
         return source.width * source.height
     if isinstance(source, np.ndarray):
         return source.shape[0] * source.shape[1] if source.ndim >= 2 else 0
     try:
+        if isinstance(source, bytes):
+            with _open(io.BytesIO(source)) as image:
+                return image.width * image.height
         if not stat.S_ISREG(Path(source).stat().st_mode):
             return 0
         with Path(source).open("rb") as file, _open(file) as image:

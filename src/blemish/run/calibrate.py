@@ -38,7 +38,8 @@ class CalibrateOptions:
 
     method, backbone, checkpoint, device, precision, image_size, threads, tile, overlap and class_name are those of
     `blemish.load`; thresholds hold for pictures that are scored the same way. data: folder (or list file) of the
-    pictures; dataset: its name or layout where it does not tell itself; split: "test", "train" or "all".
+    pictures; from_db: in its place the history of `blemish serve`, with operators' verdicts; dataset: its name or
+    layout where it does not tell itself; split: "test", "train" or "all".
     false_alarm_rate: share of normal images that may be called anomalous; thresholds then come from the normal
     images alone. Without it they are those of best F1, or at 0.01 when all images are normal. pixel_false_alarm_rate:
     share of normal pixels above the pixel threshold, in place of the share of normal images with any such pixel.
@@ -57,6 +58,7 @@ class CalibrateOptions:
     overlap: float = 0.25
     class_name: str | None = None
     data: str = ""
+    from_db: str | None = None
     dataset: str | None = None
     split: str = "test"
     false_alarm_rate: float | None = None
@@ -70,8 +72,14 @@ class CalibrateOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadOption(f"{name} is {value}; expected at least 1")
-        if not self.data:
+        if not self.data and self.from_db is None:
             raise BadOption("no pictures to calibrate on; name their folder with --data")
+        if self.data and self.from_db is not None:
+            raise BadOption("--data and --from-db exclude each other; choose one")
+        if self.from_db is not None and self.pixel_false_alarm_rate is not None:
+            raise BadOption(
+                "--pixel-false-alarm-rate: verdicts are on images; use --data with masks for pixels"
+            )
         for name in ("false_alarm_rate", "pixel_false_alarm_rate"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
@@ -127,7 +135,7 @@ def calibrate_checkpoint(
     itself. Our own checkpoint keeps its tensors bit for bit; the embedded ones and the authors' files are never
     changed, so they need `options.out`. Raises a BlemishError; nothing is written then.
     """
-    target = _target(options, overwrite)
+    target = calibration_target(options, overwrite)
     torch.manual_seed(options.seed)
     dataset = open_dataset(Path(options.data).expanduser(), options.dataset, options.split)
     detector = load(**{key: getattr(options, key) for key in LOAD_KEYS}, **(own or {}))
@@ -144,7 +152,7 @@ def calibrate_checkpoint(
         changes["image_size"] = detector.setup.image_size
     if own:
         changes["options"] = detector.setup.options
-    _write(detector, options.checkpoint, target, found, changes)
+    write_thresholds(detector, options.checkpoint, target, found, changes)
     return replace(found, checkpoint=target)
 
 
@@ -286,7 +294,7 @@ def _through_network(
         yield job.sample, job.mask, found
 
 
-def _target(options: CalibrateOptions, overwrite: bool) -> Path:
+def calibration_target(options: CalibrateOptions, overwrite: bool) -> Path:
     """Where the result will be written. Raises BadOption or OutputError when that may not be, or cannot."""
     given = None if options.checkpoint is None else Path(options.checkpoint).expanduser()
     if given is not None and not given.is_file():
@@ -322,7 +330,7 @@ def _is_embedded(path: Path) -> bool:
     return path.resolve().parent == EMBEDDED.resolve()
 
 
-def _write(
+def write_thresholds(
     detector: Detector, checkpoint: str | None, target: Path, found: Calibration, changes: Mapping[str, Any]
 ) -> None:
     """The checkpoint that `detector` was made from, with the thresholds; what was not found stays as it was."""

@@ -1,0 +1,174 @@
+"""SQLite and PostgreSQL behind one small face: the same SQL, values always bound, never put into the text."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from blemish.errors import BadOption, OutputError
+from blemish.files import make_folder, printable_name
+
+Row = tuple[Any, ...]
+BUSY_SECONDS = 10.0
+CONNECT_SECONDS = 10
+SCHEMES = ("postgresql://", "postgres://")
+
+
+class Database(Protocol):
+    """A connection that several threads may use, one at a time. SQL names its values `:name`."""
+
+    identity: str  # SQL of a column that numbers the rows
+    text: str  # SQL type of text that is ordered by its characters' codes
+
+    def run(self, statements: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[Row]]:
+        """The rows of each statement; all of them in one transaction. Raises OutputError."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_database(place: str | Path, create: bool = True) -> Database:
+    """A database by the name of its file, or by a URL postgresql://.
+
+    create: make a missing file. Raises BadOption when it cannot be opened.
+    """
+    text = str(place)
+    if text.startswith(SCHEMES):
+        return PostgreSQL(text)
+    if "://" in text:
+        kind = text.split("://", 1)[0]
+        raise BadOption(f"--db {kind}://...: expected a file for SQLite, or postgresql://...")
+    return SQLite(Path(text).expanduser(), create)
+
+
+class SQLite:
+    """A file, with write-ahead logging: readers and a writer do not wait for one another."""
+
+    identity = "INTEGER PRIMARY KEY AUTOINCREMENT"
+    text = "TEXT"
+
+    def __init__(self, path: Path, create: bool = True) -> None:
+        """Raises BadOption when the file cannot be opened or is no database."""
+        self._path, self._lock = path, threading.Lock()
+        if not create and not path.is_file():
+            raise BadOption(
+                f"no history {printable_name(path)}; expected the file given to blemish serve --db"
+            )
+        make_folder(path.parent)
+        try:
+            self._connection = sqlite3.connect(
+                path, timeout=BUSY_SECONDS, check_same_thread=False, isolation_level=None
+            )
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            # With WAL this keeps the file whole whatever happens; a power cut may cost the last moments.
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+        except sqlite3.Error as error:
+            raise BadOption(
+                f"cannot open the history {printable_name(path)}: {error}; name another file with --db"
+            ) from error
+
+    def run(self, statements: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[Row]]:
+        """See Database."""
+        with self._lock:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE" if _writes(statements) else "BEGIN")
+                found = [self._connection.execute(sql, values).fetchall() for sql, values in statements]
+                self._connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                with contextlib.suppress(sqlite3.Error):
+                    self._connection.execute("ROLLBACK")
+                raise OutputError(f"history {printable_name(self._path)}: {error}") from error
+        return found
+
+    def close(self) -> None:
+        """Write everything into the file and let it go."""
+        with self._lock:
+            self._connection.close()
+
+
+class PostgreSQL:
+    """A server, by URL; a lost connection is made anew with the next statement."""
+
+    identity = "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"
+    text = 'TEXT COLLATE "C"'
+
+    def __init__(self, url: str) -> None:
+        """Raises BadOption without the driver or the server."""
+        try:
+            import psycopg
+        except ModuleNotFoundError as error:
+            raise BadOption('--db postgresql://... needs psycopg: pip install "blemish[postgres]"') from error
+        self._psycopg, self._url, self._lock = psycopg, url, threading.Lock()
+        try:
+            self._connection = self._connect()
+        except (psycopg.Error, UnicodeError) as error:
+            raise BadOption(
+                f"cannot open the history at {_without_password(url)}: {_one_line(error)}; is the server running, "
+                f"and does the database exist?"
+            ) from error
+
+    def _connect(self) -> Any:
+        return self._psycopg.connect(self._url, autocommit=True, connect_timeout=CONNECT_SECONDS)
+
+    def run(self, statements: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[Row]]:
+        """See Database."""
+        with self._lock:
+            try:
+                try:
+                    return self._run(statements)
+                except self._psycopg.OperationalError:
+                    # Only a connection that broke is worth another try: the transaction died with it.
+                    if not self._connection.broken and not self._connection.closed:
+                        raise
+                    self._connection = self._connect()
+                    return self._run(statements)
+            except self._psycopg.Error as error:
+                raise OutputError(f"history at {_without_password(self._url)}: {_one_line(error)}") from error
+
+    def _run(self, statements: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[Row]]:
+        found = []
+        with self._connection.transaction():
+            for sql, values in statements:
+                cursor = self._connection.execute(_NAMED.sub(r"%(\1)s", sql), values)
+                found.append(cursor.fetchall() if cursor.description else [])
+        return found
+
+    def close(self) -> None:
+        """Let the connection go."""
+        with self._lock:
+            self._connection.close()
+
+
+_NAMED = re.compile(r":(\w+)")
+
+
+def _writes(statements: Sequence[tuple[str, Mapping[str, Any]]]) -> bool:
+    return any(not sql.lstrip().startswith("SELECT") for sql, _ in statements)
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    place = parts.hostname or "the local server"
+    with contextlib.suppress(ValueError):
+        place += f":{parts.port}" if parts.port else ""
+    return f"postgresql://{place}{parts.path}"
+
+
+@contextlib.contextmanager
+def opened(place: str | Path, create: bool = True) -> Iterator[Database]:
+    """`open_database`, closed at the end."""
+    database = open_database(place, create)
+    try:
+        yield database
+    finally:
+        database.close()
