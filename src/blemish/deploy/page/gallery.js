@@ -1,0 +1,130 @@
+/** The pictures of this visit as a list to choose from: sorted, filtered, one tab stop. */
+
+import { byId, fixed, make, perFrame, whole } from "./dom.js";
+import { decision, VERDICTS } from "./visit.js";
+
+const ORDERS = {
+  newest: (a, b) => b.order - a.order,
+  oldest: (a, b) => a.order - b.order,
+  highest: (a, b) => b.score - a.score,
+  lowest: (a, b) => a.score - b.score,
+  name: (a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }),
+};
+const FILTERS = {
+  all: () => true,
+  anomalous: (item) => decision(item) === "anomalous",
+  normal: (item) => decision(item) === "normal",
+  unjudged: (item) => item.verdict === null,
+};
+const MARKS = { anomalous: "▲", normal: "●", scored: "■" };
+
+export class Gallery {
+  /** onSelect(item): the operator chose another picture. */
+  constructor(onSelect) {
+    this.onSelect = onSelect;
+    this.items = [];
+    this.shown = [];
+    this.current = null;
+    this.nodes = new Map();
+    this.list = byId("thumbs");
+    this.render = perFrame(() => this._render());
+    for (const id of ["sort", "show"]) byId(id).addEventListener("change", this.render);
+    byId("find").addEventListener("input", this.render);
+    this.list.addEventListener("click", (event) => {
+      const node = event.target.closest("[role=option]");
+      if (node) this.onSelect(this.items.find((item) => item.key === node.id));
+    });
+  }
+
+  add(item) {
+    this.items.push(item);
+    this.render();
+  }
+
+  clear() {
+    for (const item of this.items) if (item.thumb) URL.revokeObjectURL(item.thumb);
+    this.items = [];
+    this.nodes.clear();
+    this.current = null;
+    this._render();
+  }
+
+  /** The item `by` places further in the order shown; null at the ends. */
+  neighbour(by) {
+    const at = this.shown.indexOf(this.current);
+    if (at < 0) return this.shown[0] ?? null;
+    return this.shown[at + by] ?? null;
+  }
+
+  /** Where the current one stands: [number from 1, how many are shown]; number 0 when the filter hides it. */
+  place() {
+    return [this.shown.indexOf(this.current) + 1, this.shown.length];
+  }
+
+  select(item) {
+    this.current = item;
+    const focused = this.list.contains(document.activeElement);
+    this._render();
+    const node = this.nodes.get(item.key);
+    if (focused) node?.focus({ preventScroll: true });
+    node?.scrollIntoView({ block: "nearest", inline: "nearest" });
+  }
+
+  _render() {
+    const text = byId("find").value.trim().toLowerCase();
+    const passes = FILTERS[byId("show").value];
+    this.shown = this.items.filter((item) => passes(item) && item.name.toLowerCase().includes(text));
+    this.shown.sort(ORDERS[byId("sort").value]);
+    const stop = this.shown.includes(this.current) ? this.current : this.shown[0];
+    const nodes = this.shown.map((item) => this._node(item, item === stop));
+    // Moved only when the order has changed: a node that is moved loses the focus.
+    const same = nodes.length === this.list.children.length && nodes.every((node, i) => node === this.list.children[i]);
+    if (!same) {
+      const focused = this.list.contains(document.activeElement) ? document.activeElement : null;
+      this.list.replaceChildren(...nodes);
+      if (focused?.isConnected) focused.focus({ preventScroll: true });
+    }
+    this._count();
+  }
+
+  _count() {
+    const anomalous = this.items.filter(FILTERS.anomalous).length;
+    const all = this.items.length;
+    byId("visit-count").textContent = all ? `${whole(anomalous)} of ${whole(all)} anomalous` : "";
+    byId("none-shown").hidden = !all || this.shown.length > 0;
+  }
+
+  _node(item, stop) {
+    const node = this.nodes.get(item.key) ?? this._newNode(item);
+    const state = decision(item);
+    const verdict = item.verdict ? VERDICTS[item.verdict].label : "";
+    const signature = [state, verdict, stop, item === this.current].join();
+    if (node.dataset.signature === signature) return node;
+    node.dataset.signature = signature;
+    node.dataset.state = state;
+    node.tabIndex = stop ? 0 : -1;
+    node.setAttribute("aria-selected", String(item === this.current));
+    node.querySelector(".mark").textContent = MARKS[state];
+    node.querySelector(".verdict").textContent = verdict;
+    // "name, anomalous, score 0.812, confirmed" rather than the bare pieces
+    const words = [item.name, state === "scored" ? "" : state, `score ${fixed(item.score)}`, verdict.toLowerCase()];
+    node.setAttribute("aria-label", words.filter(Boolean).join(", "));
+    return node;
+  }
+
+  _newNode(item) {
+    const short = item.name.split("/").pop();
+    const picture = item.thumb
+      ? make("img", { src: item.thumb, alt: "", draggable: "false", decoding: "async" })
+      : make("span", { class: "no-thumb" }, "no preview");
+    const node = make(
+      "li",
+      { role: "option", id: item.key, title: item.name },
+      make("span", { class: "frame" }, picture, make("span", { class: "verdict" })),
+      make("span", { class: "line" }, make("i", { class: "mark" }), make("b", {}, fixed(item.score))),
+      make("span", { class: "name" }, short),
+    );
+    this.nodes.set(item.key, node);
+    return node;
+  }
+}
