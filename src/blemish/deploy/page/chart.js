@@ -24,10 +24,10 @@ export function periodName(start, by) {
   return time.toLocaleString(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
 }
 
-/** The smallest of 1, 2, 5 times a power of ten that is no smaller. */
+/** The smallest of 1, 2, 4, 6, 8 times a power of ten that is no smaller: its half is a round number too. */
 function nice(value) {
   const power = 10 ** Math.floor(Math.log10(Math.max(1, value)));
-  return [1, 2, 5, 10].map((digit) => digit * power).find((step) => step >= value) ?? 1;
+  return [1, 2, 4, 6, 8, 10].map((digit) => digit * power).find((step) => step >= value) ?? 1;
 }
 
 /** An SVG element for `periods` of /v1/rates, `width` pixels wide. */

@@ -3,9 +3,12 @@
 import { byId, fixed, make, perFrame, whole } from "./dom.js";
 import { decision, VERDICTS } from "./visit.js";
 
+/** Unlike a difference, right for two infinite ones too. */
+const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
+
 const ORDERS = {
-  newest: (a, b) => b.order - a.order,
-  oldest: (a, b) => a.order - b.order,
+  oldest: (a, b) => compare(a.order, b.order),
+  newest: (a, b) => compare(b.order, a.order),
   highest: (a, b) => b.score - a.score,
   lowest: (a, b) => a.score - b.score,
   name: (a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }),

@@ -74,8 +74,8 @@ export class History {
       place(found.items.map((row) => this._row(row)));
       this.count += found.items.length;
       this.next = found.next;
-      const more = this.next === null ? "" : " so far";
-      byId("history-status").textContent = this.count ? `${plural(this.count, "inspection")}${more}` : "No inspection matches.";
+      const shown = `${this.next === null ? "" : "The newest "}${plural(this.count, "inspection")}`;
+      byId("history-status").textContent = this.count ? shown : "No inspection matches.";
     } catch (error) {
       if (number === this.asked) byId("history-status").textContent = `The history cannot be read: ${error.message}`;
     }

@@ -324,6 +324,10 @@ function listen() {
   on("failures-clear", takeFailures);
   on("visit-csv", saveVisit);
   on("visit-clear", clearVisit);
+  on("visit-more", () => {
+    const open = document.querySelector(".visit").classList.toggle("open");
+    byId("visit-more").setAttribute("aria-expanded", String(open));
+  });
   on("previous", () => step(-1));
   on("next", () => step(1));
   on("zoom-in", () => viewer.zoomBy(1.5));

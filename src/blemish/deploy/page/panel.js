@@ -58,10 +58,9 @@ export class Panel {
     const state = this.item ? decision(this.item) : "scored";
     byId("decision").dataset.state = state;
     [byId("decision-mark").textContent, byId("decision-word").textContent] = WORDS[state];
-    byId("score").textContent = this.item ? fixed(this.item.score) : "";
+    byId("score").textContent = this.item ? `Score ${fixed(this.item.score)}` : "";
     const threshold = thresholdFor(this.item);
-    const side = state === "anomalous" ? "at or above" : "below";
-    const against = threshold === null ? "no threshold is set" : `${side} the threshold ${fixed(threshold)}`;
+    const against = threshold === null ? "no threshold is set" : `threshold ${fixed(threshold)}`;
     byId("against").textContent = this.item ? against : "";
   }
 

@@ -13,6 +13,7 @@ export class Uploads {
   constructor({ fields, maxBytes, onResult, onFailure, onProgress }) {
     Object.assign(this, { fields, maxBytes, onResult, onFailure, onProgress });
     this.waiting = [];
+    this.added = 0; // over the whole visit: the order in which pictures were given
     this.active = 0;
     this.pausedUntil = 0;
     this._reset();
@@ -31,7 +32,7 @@ export class Uploads {
   /** entries: {file, name} each. */
   add(entries) {
     if (!this.running) this._reset();
-    this.waiting.push(...entries);
+    for (const entry of entries) this.waiting.push({ ...entry, order: ++this.added });
     this.total += entries.length;
     this._tell();
     while (this.active < AT_ONCE && this.waiting.length) this._work();

@@ -10,10 +10,10 @@ const MAX_PHOTO = 16e6; // pixels of a photo on the stage; phones have little me
 
 /** Words of the verdicts that the server takes, by whether the picture was called anomalous. */
 export const VERDICTS = {
-  confirmed: { label: "Confirmed", action: "Confirm anomaly", key: "c", called: true },
+  confirmed: { label: "Confirmed", action: "Confirm", key: "c", called: true },
   false_alarm: { label: "False alarm", action: "False alarm", key: "f", called: true },
-  missed: { label: "Missed", action: "Missed anomaly", key: "m", called: false },
-  correct: { label: "Good", action: "Good, as called", key: "g", called: false },
+  missed: { label: "Missed", action: "Missed", key: "m", called: false },
+  correct: { label: "Good", action: "Good", key: "g", called: false },
 };
 
 /** The operator's own thresholds; null is the server's. model: `loaded` of /v1/methods, {} until it is there. */
@@ -41,12 +41,13 @@ let count = 0;
 /**
  * An item from the server's record of a picture and the picture itself. Reads the map, makes the thumbnail.
  *
+ * order: place among the pictures given; without one it comes last.
  * mapBytes: the map, where it is not in the record.
  */
-export async function makeItem({ file, name }, record, mapBytes = null) {
+export async function makeItem({ file, name, order }, record, mapBytes = null) {
   const item = {
     key: `item-${++count}`,
-    order: count,
+    order: order ?? Infinity,
     name: record.name ?? name,
     file,
     id: record.id ?? null,
