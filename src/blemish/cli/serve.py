@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,6 +42,8 @@ from blemish.config import PredictOptions, merge_options
 
 if TYPE_CHECKING:
     from blemish.predictor import Predictor
+
+log = logging.getLogger("blemish.serve")
 
 
 @app.command()
@@ -131,6 +134,7 @@ def serve(
         from blemish.deploy.serve_options import LOAD_KEYS, ServeOptions
         from blemish.deploy.serve_run import run_service
 
+        log_as_json(quiet, verbose)
         given = {key: value for key, value in arguments.items() if key in ServeOptions.__dataclass_fields__}
         options, own = merge_options(ServeOptions, "blemish serve", config, given, settings or [])
         words = _class_name(PredictOptions(class_name=options.class_name, class_names=options.class_names))
@@ -145,8 +149,8 @@ def serve(
             return predictor, checkpoint_file(options.checkpoint, predictor.setup)
 
         def show(url: str) -> None:
-            log_as_json(quiet, verbose)
             typer.echo(json.dumps({"url": url}) if as_json else url)
+            log.info("ready", extra={"fields": {"url": url}})
 
         try:
             with stop_on_kill():
@@ -154,4 +158,5 @@ def serve(
         except KeyboardInterrupt:
             say("interrupted before the service was ready")
             return EXIT_INTERRUPTED
+        log.info("stopped")
         return EXIT_DONE

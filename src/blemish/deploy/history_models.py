@@ -69,7 +69,7 @@ def weights_hash(path: Path) -> str:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
             digest.update(json.dumps(header, sort_keys=True).encode())
-        except (ValueError, AttributeError, RecursionError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             file.seek(0)
         while block := file.read(1 << 20):
             digest.update(block)
