@@ -195,6 +195,13 @@ def test_gallery_sorts_and_filters(
     page.fill("#find", "none of them")
     assert names() == []
     assert page.is_visible("#none-shown")
+    page.fill("#find", "")
+    page.select_option("#show", "unjudged")
+    page.locator("#thumbs li", has_text="a_spots").click()
+    page.keyboard.press("c")  # which hides it; the next one is still the one after it
+    assert names() == ["b_clean.png", "c_spot.png"]
+    page.keyboard.press("j")
+    assert (page.inner_text("#name"), page.inner_text("#place")) == ("b_clean.png", "1 / 2")
     with page.expect_download() as download:
         page.click("#visit-csv")
     assert Path(download.value.path()).read_text().count("spot.png") == 1
@@ -300,6 +307,8 @@ def test_busy_server_is_waited_for_and_batches_are_cancelled(
     page.wait_for_selector("#batch", state="hidden")
     assert page.locator("#thumbs li").count() == 1
     assert page.is_hidden("#failures")
+    page.unroute("**/v1/predict")
+    give(page, pictures / "c_spot.png", shown=2)
     page.unroute_all(behavior="ignoreErrors")
 
 
@@ -372,6 +381,11 @@ def test_keyboard_alone(visit: Callable[..., Any], service: RunningService, pict
     page.keyboard.press("?")
     assert page.is_visible("#help")
     page.keyboard.press("Escape")
+    page.locator("#thumbs li").nth(1).focus()
+    for key, place in (("Home", "1 / 3"), ("ArrowDown", "2 / 3"), ("End", "3 / 3")):
+        page.keyboard.press(key)
+        assert page.inner_text("#place") == place
+        assert page.evaluate("document.activeElement.getAttribute('aria-selected')") == "true"
     page.fill("#find", "c")  # letters in a field are letters
     assert page.locator("#thumbs .verdict:not(:empty)").count() == 0
     page.focus("#tab-inspect")

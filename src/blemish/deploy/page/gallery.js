@@ -22,9 +22,10 @@ const FILTERS = {
 const MARKS = { anomalous: "▲", normal: "●", scored: "■" };
 
 export class Gallery {
-  /** onSelect(item): the operator chose another picture. */
-  constructor(onSelect) {
+  /** onSelect(item): the operator chose another picture. onRender(): the list may have changed. */
+  constructor({ onSelect, onRender }) {
     this.onSelect = onSelect;
+    this.onRender = onRender;
     this.items = [];
     this.shown = [];
     this.current = null;
@@ -33,9 +34,16 @@ export class Gallery {
     this.render = perFrame(() => this._render());
     for (const id of ["sort", "show"]) byId(id).addEventListener("change", this.render);
     byId("find").addEventListener("input", this.render);
-    this.list.addEventListener("click", (event) => {
+    const choose = (event) => {
       const node = event.target.closest("[role=option]");
       if (node) this.onSelect(this.items.find((item) => item.key === node.id));
+    };
+    this.list.addEventListener("click", choose);
+    this.list.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" || event.key === " ") choose(event);
+      else if (event.key === "Home" || event.key === "End") this.onSelect(this.shown.at(event.key === "Home" ? 0 : -1));
+      else return;
+      event.preventDefault();
     });
   }
 
@@ -52,11 +60,17 @@ export class Gallery {
     this._render();
   }
 
-  /** The item `by` places further in the order shown; null at the ends. */
+  /**
+   * The item `by` places, 1 or -1, further in the order shown; null at the ends. One that the filter has hidden
+   * meanwhile, having got its verdict, counts as standing between those around it.
+   */
   neighbour(by) {
     const at = this.shown.indexOf(this.current);
-    if (at < 0) return this.shown[0] ?? null;
-    return this.shown[at + by] ?? null;
+    if (at >= 0 || this.current === null) return this.shown[at + by] ?? null;
+    const order = ORDERS[byId("sort").value];
+    const after = this.shown.findIndex((item) => order(item, this.current) > 0);
+    const next = after < 0 ? this.shown.length : after;
+    return this.shown[by > 0 ? next : next - 1] ?? null;
   }
 
   /** Where the current one stands: [number from 1, how many are shown]; number 0 when the filter hides it. */
@@ -95,6 +109,7 @@ export class Gallery {
     const all = this.items.length;
     byId("visit-count").textContent = all ? `${whole(anomalous)} of ${whole(all)} anomalous` : "";
     byId("none-shown").hidden = !all || this.shown.length > 0;
+    this.onRender();
   }
 
   _node(item, stop) {

@@ -19,7 +19,8 @@ let current = null;
 let picture = null;
 let limits = {};
 let failures = [];
-let selectNext = true; // the first picture of a batch comes onto the stage
+let first = 0; // number of the first picture of the last batch: it comes onto the stage
+let visits = 0; // how often the visit was cleared
 
 const viewer = new Viewer(byId("stage"), {
   onZoom: (zoom, fitted) => (byId("zoom").textContent = `${Math.round(100 * zoom)} %${fitted ? ", fitted" : ""}`),
@@ -31,7 +32,7 @@ const panel = new Panel({
   onVerdict: judge,
   onRegion: (box) => viewer.zoomToBox(box),
 });
-const gallery = new Gallery(select);
+const gallery = new Gallery({ onSelect: select, onRender: showPlace });
 const history = new History({ onOpen: openKept, onVerdict: noteVerdict });
 const uploads = new Uploads({
   fields: () => ({ map: "tiff", threshold: visit.settings.threshold, pixel_threshold: visit.settings.pixelThreshold }),
@@ -60,19 +61,18 @@ function addPictures(entries, passedOver) {
   showBanner("");
   showTab("inspect", false);
   byId("inspect").classList.remove("empty");
-  if (!uploads.running) selectNext = true;
+  if (!uploads.running) first = uploads.added + 1;
   announce(`${plural(entries.length, "picture")} added${note}`);
   uploads.add(entries);
 }
 
 async function addResult(entry, record) {
+  const number = visits;
   const item = await visit.makeItem(entry, record);
+  if (number !== visits) return;
   gallery.add(item);
-  if (selectNext || current === null) {
-    selectNext = false;
-    select(item);
-  } else showPlace();
-  panel.show(current, gallery.items);
+  if (entry.order === first || current === null) select(item);
+  else panel.show(current, gallery.items);
 }
 
 function showProgress({ done, failed, total, rate, left, waiting, running, cancelled }) {
@@ -125,7 +125,6 @@ async function select(item) {
   byId("name").textContent = item.name;
   byId("name").title = item.name;
   panel.show(item, gallery.items);
-  showPlace();
   if (earlier !== item) announce(sentence(item));
   const opened = await visit.pictureOf(item);
   if (current !== item) return; // the operator has gone on meanwhile
@@ -158,6 +157,7 @@ function showNote() {
   const none = current === null && !uploads.running ? "No picture yet." : "";
   note.textContent = waiting ? "Inspecting …" : unseen || none || (current?.mapError ? `No heat map: ${current.mapError}.` : "");
   note.hidden = !note.textContent;
+  byId("inspect").classList.toggle("waiting", current === null);
 }
 
 function showMask() {
@@ -174,7 +174,6 @@ function applyThresholds() {
   gallery.render();
   panel.show(current, gallery.items);
   if (current) showMask();
-  requestAnimationFrame(showPlace); // after the gallery, whose filter may go by the decision
 }
 
 function step(by) {
@@ -256,8 +255,9 @@ function saveVisit() {
 
 function clearVisit() {
   uploads.cancel();
-  gallery.clear();
+  visits++;
   current = picture = null;
+  gallery.clear();
   viewer.show(null);
   takeFailures();
   byId("inspect").classList.add("empty");
@@ -357,7 +357,7 @@ function listen() {
 setTokenQuestion(askForToken);
 intake.listen(addPictures);
 camera.listen((entry) => {
-  selectNext = true;
+  first = uploads.added + 1; // whatever else is on its way
   addPictures([entry], 0);
 });
 listenToKeys({ step, judge, viewer, showView, panel, busy: () => byId("inspect").hidden });

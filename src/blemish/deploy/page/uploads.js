@@ -4,6 +4,7 @@ import { Refused, predict } from "./api.js";
 import { bytes } from "./dom.js";
 
 const AT_ONCE = 4; // the server gathers what comes together into one batch
+const TICK = 500; // milliseconds
 
 /**
  * fields(): form fields of the next request. maxBytes(): the server's limit, or null. onResult(entry, record),
@@ -16,6 +17,7 @@ export class Uploads {
     this.added = 0; // over the whole visit: the order in which pictures were given
     this.active = 0;
     this.pausedUntil = 0;
+    this.ticking = false;
     this._reset();
   }
 
@@ -31,11 +33,11 @@ export class Uploads {
 
   /** entries: {file, name} each. */
   add(entries) {
-    if (!this.running) this._reset();
+    if (!this.running || this.stopper.signal.aborted) this._reset();
     for (const entry of entries) this.waiting.push({ ...entry, order: ++this.added });
     this.total += entries.length;
     this._tell();
-    while (this.active < AT_ONCE && this.waiting.length) this._work();
+    this._start();
   }
 
   /** Drop what waits and abort what is on its way; what is done stays. Returns how many were dropped. */
@@ -46,11 +48,16 @@ export class Uploads {
     return dropped;
   }
 
+  _start() {
+    while (this.active < AT_ONCE && this.waiting.length) this._work();
+  }
+
   async _work() {
     this.active++;
     const { signal } = this.stopper;
     while (this.waiting.length && !signal.aborted) await this._one(this.waiting.shift(), signal);
     this.active--;
+    if (signal.aborted && this.waiting.length) this._start(); // given after the rest was cancelled
     this._tell();
   }
 
@@ -64,6 +71,7 @@ export class Uploads {
       const onWait = (seconds) => this._pause(seconds);
       const record = await predict(entry.file, entry.name, this.fields(), { signal, onWait });
       await this.onResult(entry, record);
+      if (signal.aborted) return;
       this.done++;
     } catch (error) {
       if (signal.aborted) return;
@@ -77,7 +85,14 @@ export class Uploads {
 
   _pause(seconds) {
     this.pausedUntil = Math.max(this.pausedUntil, performance.now() + 1000 * seconds);
+    if (!this.ticking) this._tick();
+  }
+
+  /** Count the seconds of waiting down. */
+  _tick() {
     this._tell();
+    this.ticking = this.running && performance.now() < this.pausedUntil;
+    if (this.ticking) setTimeout(() => this._tick(), TICK);
   }
 
   _tell() {
