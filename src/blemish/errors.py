@@ -47,3 +47,15 @@ class OutputError(BlemishError, OSError):
 
 class BadDataset(BlemishError, ValueError):
     """A dataset folder whose layout is not recognised, or whose pictures do not fit the purpose."""
+
+
+class BadModel(BlemishError, ValueError):
+    """An exported model that is damaged, was not written by this program, or does not fit the machine."""
+
+
+class MissingPackage(BlemishError, ImportError):
+    """An optional package that is needed and not installed; names the extra that has it."""
+
+
+class ExportError(BlemishError, RuntimeError):
+    """A detector that cannot be exported, or whose exported file gives other results; nothing is left behind."""

@@ -99,6 +99,11 @@ class ImageFeatures:
     def __len__(self) -> int:
         return int(self.class_feature.shape[0])
 
+    @property
+    def count(self) -> int:
+        """B; unlike `len` it stays a symbol where a graph for any batch is traced."""
+        return self.class_feature.shape[0]
+
 
 @dataclass(frozen=True)
 class Sample:

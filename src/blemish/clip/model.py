@@ -180,13 +180,14 @@ class CLIP(nn.Module):
         embeddings: (B, T, W), without positions, T at most the context length. eot: index of the end-of-text
         token, one for all or (B,). deep: tokens given before blocks. final_norm: a norm applied before
         `ln_final` (VCP-CLIP's `prompt_norm`). adapters: as in `encode_image`. projection: in place of the tower's
-        own, (B, W) -> (B, D). crop: cut the sequence after the last end-of-text token; exact,
-        since attention is causal. trace, when given, receives "block1_input", "last_block" and "final_norm".
+        own, (B, W) -> (B, D). crop: cut the sequence after the last end-of-text token; exact, since attention is
+        causal (not where a graph is traced, whose values cannot be looked at). trace, when given, receives
+        "block1_input", "last_block" and "final_norm".
         Returns (B, D), not normalised.
         """
         batch, length, _ = embeddings.shape
         index = torch.as_tensor(eot, device=embeddings.device).expand(batch)
-        if crop:
+        if crop and not torch.compiler.is_exporting():
             length = (int(eot) if isinstance(eot, int) else int(index.max())) + 1
         x = embeddings[:, :length].to(self.dtype) + self.positional_embedding[:length]
         x = self._run_text(x, deep, adapters or {}, self._activation(activation), trace)

@@ -49,7 +49,7 @@ def class_features(
 
 def _moved(images: Tensor, matrix: tuple[tuple[float, ...], ...]) -> Tensor:
     """Bilinear copies in which each place (x, y, 1) shows what was at `matrix` times it, in half sides."""
-    theta = images.new_tensor(matrix).expand(len(images), -1, -1)
+    theta = images.new_tensor(matrix).expand(images.shape[0], -1, -1)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 

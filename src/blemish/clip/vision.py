@@ -196,7 +196,7 @@ class VisionTower(nn.Module):
         tapped: Tapped = {}
         for number, block in enumerate(self.transformer.blocks, start=1):
             if number <= len(visual_prompts):
-                prompt = visual_prompts[number - 1].to(x.dtype).expand(len(x), -1, -1)
+                prompt = visual_prompts[number - 1].to(x.dtype).expand(x.shape[0], -1, -1)
                 x = torch.cat([x[:, :count], prompt], dim=1)
             active = [stream for stream in parallel if number >= stream.start]
             rows = Rows(number < depth or any(whole), number == depth and not all(whole))

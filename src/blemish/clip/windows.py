@@ -51,6 +51,8 @@ def window_class_tokens(
     patches = window_patches(grid, k, tokens.device) + 1
     rows = torch.cat([torch.zeros_like(patches[:, :1]), patches], dim=1)
     batch, length, _ = tokens.shape
+    if torch.compiler.is_exporting():  # images that cannot be counted cannot be cut into chunks
+        return _class_token(tokens[:, rows].flatten(0, 1), blocks, activation).unflatten(0, (batch, count))
     every = (rows + length * torch.arange(batch, device=tokens.device)[:, None, None]).flatten(0, 1)
     flat = tokens.flatten(0, 1)
     chunk = max(1, CHUNK_VALUES // (rows.shape[1] * blocks[0].mlp.c_fc.out_features))

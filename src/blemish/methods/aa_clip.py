@@ -291,9 +291,9 @@ class AACLIP(nn.Module):
         for `transductive_minmax`), pass a logistic curve, which keeps their order beyond that scale too. details:
         "text_features" (1 or B, 2, D), unit rows; "raw_map" (B, H, W) and "raw_score" (B,), before the scale.
         """
-        text = self.text_features(class_names, len(features))
+        text = self.text_features(class_names, features.count)
         raw_map, raw_score = self._raw(features, text)
-        ranges = self._ranges(class_names, len(features))
+        ranges = self._ranges(class_names, features.count)
         anomaly_map = _scaled(raw_map, ranges[:, 0, :, None, None])
         parts = {"map": anomaly_map.flatten(1).amax(dim=1), "image": _scaled(raw_score, ranges[:, 1])}
         score = (
@@ -328,7 +328,7 @@ class AACLIP(nn.Module):
         """Take the least and largest raw values of these images as the scale; see `blemish.types.Scaled`."""
         found: Tensor | None = None
         for features, class_names in batches:
-            own = _extremes(*self._raw(features, self.text_features(class_names, len(features))))
+            own = _extremes(*self._raw(features, self.text_features(class_names, features.count)))
             found = own if found is None else _joined(found, own)
         if found is not None:
             self.ranges.copy_(found)
@@ -341,7 +341,7 @@ class AACLIP(nn.Module):
     @torch.no_grad()
     def survey(self, features: ImageFeatures, class_names: Sequence[str]) -> None:
         """Note the least and largest raw values of each class among B images."""
-        raw_map, raw_score = self._raw(features, self.text_features(class_names, len(features)))
+        raw_map, raw_score = self._raw(features, self.text_features(class_names, features.count))
         for i, name in enumerate(in_prompts(class_names, len(features))):
             own = _extremes(raw_map[i], raw_score[i])
             self._seen[name] = _joined(self._seen[name], own) if name in self._seen else own
@@ -360,7 +360,7 @@ class AACLIP(nn.Module):
         """
         if target.mask is None:
             raise ValueError("aa_clip learns from masks only; give Target.mask, or train anomaly_clip")
-        mask, text = target.mask.float(), self.text_features(class_names, len(features))
+        mask, text = target.mask.float(), self.text_features(class_names, features.count)
         levels, image = self.products(features, text)
         terms = {}
         for name, patches in zip(layer_names(self.blocks), levels, strict=True):

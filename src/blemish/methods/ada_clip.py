@@ -180,7 +180,7 @@ class AdaCLIP(nn.Module):
         plain: as for `visual_prompts`. class_names: one per image; None: "object". Raises ValueError for another
         number of names.
         """
-        names = in_prompts(class_names, len(plain))
+        names = in_prompts(class_names, plain.shape[0])
         prompts = self._hybrid(self.static_text, self.dynamic_text, plain)[1:]
         context, tokenizer = self.clip.config.text.context_length, tokenizer_of(self.clip)
         known = {}
@@ -188,16 +188,27 @@ class AdaCLIP(nn.Module):
             normal, abnormal = self.sentences(name)
             ids = tokenizer([*normal, *abnormal], context, truncate=True).to(self.clip.device)
             known[name] = ids, [len(normal), len(abnormal)]
-        rows = []
-        for i, name in enumerate(names):
-            ids, counts = known[name]
-            deep = DeepPrompts([None, *(tokens[i] for tokens in prompts)])
-            found = self.clip.encode_embeddings(
-                self.clip.embed(ids), ids.argmax(dim=-1), deep=deep, activation=self.activation
-            )
-            unit = F.normalize(found.float(), dim=-1)
-            rows.append(torch.stack([F.normalize(part.mean(dim=0), dim=-1) for part in unit.split(counts)]))
-        return torch.stack(rows)
+        if torch.compiler.is_exporting():  # one name, and images that cannot be counted
+            return self._texts_of(*known[names[0]], prompts)
+        rows = [
+            self._texts_of(*known[name], [tokens[i : i + 1] for tokens in prompts])
+            for i, name in enumerate(names)
+        ]
+        return torch.cat(rows)
+
+    def _texts_of(self, ids: Tensor, counts: list[int], prompts: list[Tensor]) -> Tensor:
+        """Unit text features (B, 2, D) of a class's sentences (S, T) with the prompts (B, M, W) of B images."""
+        count, sentences = prompts[0].shape[0] if prompts else 1, ids.shape[0]
+        deep = DeepPrompts([None, *(tokens.repeat_interleave(sentences, dim=0) for tokens in prompts)])
+        found = self.clip.encode_embeddings(
+            self.clip.embed(ids).repeat(count, 1, 1),
+            ids.argmax(dim=-1).repeat(count),
+            deep=deep,
+            activation=self.activation,
+        )
+        unit = F.normalize(found.float(), dim=-1).unflatten(0, (count, sentences))
+        means = [part.mean(dim=1) for part in unit.split(counts, dim=1)]
+        return F.normalize(torch.stack(means, dim=1), dim=-1)
 
     def compare(
         self, features: ImageFeatures, class_names: Sequence[str] | None
@@ -224,7 +235,7 @@ class AdaCLIP(nn.Module):
         wanted = config.abnormal_patches if config.fusion == "code" else abnormal.shape[1]
         # In falling order: the first centre is the most abnormal patch.
         abnormal, chosen = abnormal.topk(min(wanted, abnormal.shape[1]), dim=1)
-        rows = torch.arange(len(chosen), device=chosen.device)[:, None]
+        rows = torch.arange(chosen.shape[0], device=chosen.device)[:, None]
         layers = torch.stack(patches, dim=2)[rows, chosen]
         clusters = k_means(layers.detach().flatten(2), config.clusters)
         member = F.one_hot(clusters, config.clusters).to(layers.dtype).transpose(1, 2)
@@ -283,7 +294,7 @@ def k_means(points: Tensor, clusters: int, steps: int = K_MEANS_STEPS) -> Tensor
     it must where there are fewer distinct points than clusters.
     """
     points = points.float()
-    rows = torch.arange(len(points), device=points.device)
+    rows = torch.arange(points.shape[0], device=points.device)
     centres = points[:, :1]
     nearest = _distances(points, centres)[..., 0]
     for _ in range(1, clusters):

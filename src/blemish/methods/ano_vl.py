@@ -147,7 +147,7 @@ class AnoVL(nn.Module):
         details: "text_features" (1 or B, 2, D), unit rows; "view_scores" (B, views), of the image first;
         "patch_scores" (B, N), abnormal probabilities before smoothing.
         """
-        names = [RENAMED.get(name, name) for name in in_prompts(class_names, len(features))]
+        names = [RENAMED.get(name, name) for name in in_prompts(class_names, features.count)]
         known = {name: self.prototypes(name) for name in dict.fromkeys(names)}
         text = torch.stack([known[name] for name in (names if len(known) > 1 else names[:1])])
         patches = F.normalize(features.tokens["vv"][-1][:, 1:].float(), dim=-1)

@@ -128,7 +128,7 @@ class AprilGAN(nn.Module):
         "text_score" (B,) and "text_map" (B, H, W), what the texts alone say, and with a memory "memory_map",
         what the normal images say, all before smoothing.
         """
-        text = self.texts.per_image(class_names, len(features))
+        text = self.texts.per_image(class_names, features.count)
         logits = cosine_logits(features.class_feature[:, None], text)[:, 0] / self.config.temperature
         score = logits.softmax(dim=-1)[:, 1]
         text_map = self._join(
@@ -210,7 +210,7 @@ class AprilGAN(nn.Module):
         if target.mask is None:
             raise ValueError("april_gan learns from masks only; give Target.mask, or train anomaly_clip")
         mask = target.mask.float()
-        text = self.texts.per_image(class_names, len(features))
+        text = self.texts.per_image(class_names, features.count)
         terms = {}
         for layer, logits in zip(layer_names(self.blocks), self.patch_logits(features, text), strict=True):
             maps = upsample_then_softmax(logits, features.grid, features.image_size)

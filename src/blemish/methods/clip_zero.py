@@ -108,7 +108,7 @@ class CLIPZero(nn.Module):
 
     def forward(self, features: ImageFeatures, class_names: Sequence[str] | None = None) -> Prediction:
         """Maps (B, H, W) and scores (B,) in [0, 1]; see `compare` for details. class_names: one per image."""
-        return compare(features, self.texts.per_image(class_names, len(features)), self.config.temperature)
+        return compare(features, self.texts.per_image(class_names, features.count), self.config.temperature)
 
 
 class CLIPAC(nn.Module):
@@ -144,7 +144,7 @@ class CLIPAC(nn.Module):
 
     def forward(self, features: ImageFeatures, class_names: Sequence[str] | None = None) -> Prediction:
         """Maps (B, H, W) and scores (B,) in [0, 1]; see `compare` for details. class_names: one per image."""
-        return compare(features, self.texts.per_image(class_names, len(features)), self.config.temperature)
+        return compare(features, self.texts.per_image(class_names, features.count), self.config.temperature)
 
 
 def compare(features: ImageFeatures, text: Tensor, temperature: float) -> Prediction:

@@ -178,17 +178,20 @@ class CoCoOp(nn.Module):
         class_feature: (B, D), of any length but zero. class_names: one per image; None: "object". Raises ValueError
         for another number of names.
         """
-        names = in_prompts(class_names, len(class_feature))
+        names = in_prompts(class_names, class_feature.shape[0])
         known = {name: self.templates(name) for name in dict.fromkeys(names)}
         length = max(len(t.ids) for templates in known.values() for t in templates)
         unit = F.normalize(class_feature.to(self.words.dtype), dim=-1)
         vectors = self.words + self.meta_net(unit)[:, None]
-        prompts, ends = [], []
-        for i, name in enumerate(names):
-            for t in known[name]:
-                prompts.append(fill(self.clip, t, vectors[i : i + 1], length))
-                ends.append(t.eot)
-        found = self.clip.encode_embeddings(torch.cat(prompts), torch.tensor(ends, device=vectors.device))
+        if len(known) == 1:
+            both = known[names[0]]
+            prompts = torch.stack([fill(self.clip, t, vectors, length) for t in both], dim=1).flatten(0, 1)
+            ends = torch.tensor([t.eot for t in both], device=vectors.device).repeat(vectors.shape[0])
+        else:
+            pairs = [(i, t) for i, name in enumerate(names) for t in known[name]]
+            prompts = torch.cat([fill(self.clip, t, vectors[i : i + 1], length) for i, t in pairs])
+            ends = torch.tensor([t.eot for _, t in pairs], device=vectors.device)
+        found = self.clip.encode_embeddings(prompts, ends)
         return F.normalize(found.float(), dim=-1).unflatten(0, (-1, 2))
 
     def patch_logits(self, features: ImageFeatures, text: Tensor) -> list[Tensor]:

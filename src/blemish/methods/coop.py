@@ -142,7 +142,7 @@ class CoOp(nn.Module):
 
         details: "text_features" (1 or B, 2, D), unit rows; "map", before smoothing.
         """
-        text = self.text_features(class_names, len(features))
+        text = self.text_features(class_names, features.count)
         score = self._image_logits(features, text).softmax(dim=-1)[:, 1]
         logits = cosine_logits(features.tokens["qk"][0][:, 1:], text) / self.config.map_temperature
         raw = softmax_then_upsample(logits, features.grid, features.image_size)[:, 1]
@@ -156,5 +156,5 @@ class CoOp(nn.Module):
         self, features: ImageFeatures, target: Target, class_names: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
         """The one term "image", cross-entropy of the image labels; masks are not looked at."""
-        text = self.text_features(class_names, len(features))
+        text = self.text_features(class_names, features.count)
         return {"image": F.cross_entropy(self._image_logits(features, text), target.label.long())}

@@ -233,20 +233,22 @@ class GenCLIP(nn.Module):
 
         Without vision prompts the query tokens are bare and R is 1.
         """
-        count, repeats = len(terms), 1 if vision is None else len(vision)
+        repeats, count = (1, len(terms)) if vision is None else tuple(vision.shape[:2])
         queries = self.query_tokens.expand(repeats, count, -1, -1)
         if vision is not None:
             queries = queries + vision[:, :, None]
         known = {term: self.prompts(term) for term in dict.fromkeys(terms)}
         length = max(len(p) for both in known.values() for p in both) + self.config.n_query
+        # Images with one term are filled in at once.
+        groups = {0: queries.flatten(0, 1)} if len(known) == 1 else dict(enumerate(queries.unbind(1)))
         rows, eot = [], []
-        for i, term in enumerate(terms):
-            for state, prompt in enumerate(known[term]):
-                rows.append(self._fill(prompt, self.state_tokens[state], queries[:, i], length))
+        for i, own in groups.items():
+            for state, prompt in enumerate(known[terms[i]]):
+                rows.append(self._fill(prompt, self.state_tokens[state], own, length))
                 eot.append(len(prompt) + self.config.n_query - 1)
-        index = torch.tensor(eot, device=queries.device).repeat(repeats)
         embeddings = torch.stack(rows, dim=1).flatten(0, 1)
-        flat = self.clip.encode_embeddings(embeddings, index, deep=self._deep(len(index)))
+        index = torch.tensor(eot, device=queries.device).repeat(rows[0].shape[0])
+        flat = self.clip.encode_embeddings(embeddings, index, deep=self._deep(index.shape[0]))
         return F.normalize(flat.float(), dim=-1).unflatten(0, (repeats, count, 2))
 
     def _fill(self, prompt: Prompt, word: Tensor, queries: Tensor, length: int) -> Tensor:
@@ -255,14 +257,14 @@ class GenCLIP(nn.Module):
         ids = torch.tensor([*prompt.head, *prompt.tail, *padding], device=queries.device)
         words, end = self.clip.embed(ids).to(queries.dtype), len(prompt.head)
         head = torch.cat([words[: prompt.place], word[None], words[prompt.place + 1 : end]])
-        spread = (len(queries), -1, -1)
+        spread = (queries.shape[0], -1, -1)
         return torch.cat([head.expand(spread), queries, words[end:].expand(spread)], dim=1)
 
     def _deep(self, count: int) -> DeepPrompts | None:
         """The deep prompts for `count` sequences."""
-        if not len(self.deep_prompts):
-            return None
         deep: Tensor = self.deep_prompts
+        if not len(deep):
+            return None
         if self.deep_projection is not None:
             deep = self.deep_projection(deep)[:, None].expand(-1, count, -1, -1)
             # Drawn separately for every image, layer, state and block.
@@ -288,6 +290,10 @@ class GenCLIP(nn.Module):
 
     def class_terms(self, class_feature: Tensor, names: Sequence[str] | None, filtered: bool) -> list[str]:
         """What stands for the class names of B images. class_feature: (B, D), CLIP's own; filtered: with CNF."""
+        if torch.compiler.is_exporting():  # a graph for any number of images has one name for all
+            if names and filtered:
+                raise BadOption("class names are filtered by image; export gen_clip with use_cnf=false")
+            return [spaced(names[0]) if names else self.config.generic_term]
         if names is None:
             return [self.config.generic_term] * len(class_feature)
         if len(names) != len(class_feature):
@@ -350,13 +356,9 @@ class GenCLIP(nn.Module):
 
     def _sum(self, patches: list[Tensor], text: Tensor, features: ImageFeatures) -> Tensor:
         """A branch's map (B, H, W): its layers added up. text: (layers, [B,] 2, D)."""
-        maps = (
-            upsample_then_probability(
-                cosine_logits(p, t) / self.config.tau, features.grid, features.image_size
-            )
-            for p, t in zip(patches, text, strict=True)
-        )
-        return reduce(torch.add, maps)
+        grid, size = features.grid, features.image_size
+        logits = (cosine_logits(p, t) / self.config.tau for p, t in zip(patches, text, strict=True))
+        return reduce(torch.add, (upsample_then_probability(layer, grid, size) for layer in logits))
 
     def _top_n(self, maps: Tensor) -> tuple[int, int]:
         n1, n2 = self.config.n1, self.config.n2
@@ -383,14 +385,11 @@ class GenCLIP(nn.Module):
             raise ValueError("gen_clip learns from masks only; give Target.mask, or train anomaly_clip")
         mask = target.mask.float()
         terms = {}
-        for layer, maps in zip(
-            layer_names(self.blocks), self.training_maps(features, class_names), strict=True
-        ):
+        layers = self.training_maps(features, class_names)
+        for layer, maps in zip(layer_names(self.blocks), layers, strict=True):
             terms[f"focal.{layer}"] = focal(maps, mask)
-            overlap = dice(maps[:, 1], mask)
-            terms[f"dice.{layer}"] = (
-                overlap + dice(maps[:, 0], 1 - mask) if self.config.dice_both else overlap
-            )
+            normal = dice(maps[:, 0], 1 - mask) if self.config.dice_both else 0
+            terms[f"dice.{layer}"] = dice(maps[:, 1], mask) + normal
         return terms
 
 

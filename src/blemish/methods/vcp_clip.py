@@ -232,7 +232,7 @@ class VCPCLIP(nn.Module):
             found.base_logits.append(self.log_scale.exp() * cosine_logits(projected, text))
             if self.config.post_vcp:
                 unit = F.normalize(patches, dim=-1)
-                post_text = self.post(text.to(dtype).expand(len(features), -1, -1), unit)
+                post_text = self.post(text.to(dtype).expand(features.count, -1, -1), unit)
                 found.post_text.append(post_text)
                 found.post_logits.append(self.post_log_scale.exp() * (unit @ post_text.transpose(1, 2)))
         return found
@@ -246,7 +246,7 @@ class VCPCLIP(nn.Module):
     def attention_maps(self, features: ImageFeatures) -> Tensor:
         """How much Post-VCP's texts look at each patch: see `blemish.types.Attends`."""
         dtype = self.category.dtype
-        text = self._text(features.class_feature).to(dtype).expand(len(features), -1, -1)
+        text = self._text(features.class_feature).to(dtype).expand(features.count, -1, -1)
         patches = (F.normalize(tokens[:, 1:].to(dtype), dim=-1) for tokens in features.tokens["qk"])
         return torch.stack([self.post.maps(text, layer, features.grid) for layer in patches], dim=1)
 

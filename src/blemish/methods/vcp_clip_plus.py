@@ -119,7 +119,7 @@ class IDP(nn.Module):
     def forward(self, class_feature: Tensor) -> Tensor:
         """Class features (B, D), not normalised -> tokens (B, 1, W)."""
         class_feature = class_feature.to(self.tokens.dtype)
-        offset = self.offset().to(class_feature.dtype).expand(len(class_feature), -1)
+        offset = self.offset().to(class_feature.dtype).expand(class_feature.shape[0], -1)
         token: Tensor = self.fusion(torch.cat([class_feature, offset], dim=-1))
         return token[:, None]
 

@@ -201,14 +201,14 @@ class ViP2CLIP(nn.Module):
         rows = []
         for prompt, context in zip(self.templates, (self.normal_context, self.abnormal_context), strict=True):
             words = fill(self.clip, prompt, dynamic, room)
-            static = context.to(words.dtype).expand(len(dynamic), -1, -1)
+            static = context.to(words.dtype).expand(dynamic.shape[0], -1, -1)
             rows.append(torch.cat([words[:, :1], static, words[:, 1:]], dim=1))
         return torch.stack(rows, dim=1)
 
     def text_features(self, dynamic: Tensor) -> Tensor:
         """Features of both prompts (B, 2, D), not normalised, normal first, from dynamic tokens."""
         prompts = self.prompts(dynamic).flatten(0, 1)
-        eot = torch.tensor(self.eot, device=prompts.device).repeat(len(dynamic))
+        eot = torch.tensor(self.eot, device=prompts.device).repeat(dynamic.shape[0])
         return self.clip.encode_embeddings(prompts, eot).float().unflatten(0, (-1, 2))
 
     def _text(self, class_feature: Tensor) -> Tensor:
@@ -233,7 +233,7 @@ class ViP2CLIP(nn.Module):
     @torch.no_grad()
     def attention_maps(self, features: ImageFeatures) -> Tensor:
         """How much ViP-FGP's texts look at each patch: see `blemish.types.Attends`."""
-        text = F.normalize(self._text(features.class_feature), dim=-1).expand(len(features), -1, -1)
+        text = F.normalize(self._text(features.class_feature), dim=-1).expand(features.count, -1, -1)
         patches = (self._patches(tokens, features.grid) for tokens in features.tokens["qk"])
         return torch.stack([self.fgp.maps(text, layer, features.grid) for layer in patches], dim=1)
 
@@ -245,7 +245,7 @@ class ViP2CLIP(nn.Module):
             patches = self._patches(tokens, features.grid)
             layer_text = text
             if self.config.use_fgp:
-                layer_text = self.fgp(text.expand(len(features), -1, -1), patches).float()
+                layer_text = self.fgp(text.expand(features.count, -1, -1), patches).float()
             found.patches.append(patches)
             found.layer_text.append(layer_text)
             found.cosines.append((patches @ layer_text.transpose(1, 2)).float())

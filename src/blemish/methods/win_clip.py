@@ -118,7 +118,7 @@ class WinCLIP(nn.Module):
         first; "text_score" (B,) and "text_map" (B, rows, columns), what the texts alone say, per patch; with a
         memory "memory_map" (B, rows, columns), what the normal images say.
         """
-        text = self.texts.per_image(class_names, len(features))
+        text = self.texts.per_image(class_names, features.count)
         score = self._abnormal(features.class_feature[:, None], text)[:, 0]
         scales = [
             self._over_patches(self._abnormal(windows, text), features.grid, k)

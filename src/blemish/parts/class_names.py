@@ -32,6 +32,8 @@ def in_prompts(class_names: Sequence[str] | None, count: int) -> list[str]:
 
     Raises ValueError unless there is one name per image.
     """
+    if torch.compiler.is_exporting():  # a graph for any number of images has one name for all
+        class_names, count = list(class_names or [GENERIC])[:1], 1
     if class_names is None:
         return [GENERIC] * count
     if len(class_names) != count:

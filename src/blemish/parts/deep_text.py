@@ -39,7 +39,7 @@ def deep_text_features(
     """
     length = max(len(t.ids) for t in templates)
     prompts = torch.stack([fill(clip, t, vectors, length) for t in templates], dim=1).flatten(0, 1)
-    eot = torch.tensor([t.eot for t in templates], device=prompts.device).repeat(len(vectors))
+    eot = torch.tensor([t.eot for t in templates], device=prompts.device).repeat(vectors.shape[0])
     if dropout:
         deep = F.dropout(deep[:, None].expand(-1, len(prompts), -1, -1), dropout)
     features = clip.encode_embeddings(

@@ -44,8 +44,10 @@ class FeatureMemory:
         bank = self._banks[name]
         unit = F.normalize(features.float(), dim=-1)
         rows = unit.flatten(0, -2)
-        nearest = rows.new_full((len(rows),), -1.0)
-        for part in bank.split(max(1, BLOCK // max(1, len(rows)))):
+        nearest = rows.new_full((rows.shape[0],), -1.0)
+        # Of one image where a graph is traced, whose batch cannot be counted.
+        at_once = unit.shape[-2] if torch.compiler.is_exporting() else len(rows)
+        for part in bank.split(max(1, BLOCK // max(1, at_once))):
             nearest = torch.maximum(nearest, (rows @ part.to(rows.device).float().T).amax(dim=1))
         return (1 - nearest).clamp(0, 2).unflatten(0, unit.shape[:-1])
 

@@ -89,6 +89,9 @@ class TextCache:
 
     def get(self, owner: nn.Module, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """The kept value for `key`, or `compute()`. owner: the module whose parameters it depends on."""
+        if torch.compiler.is_exporting() and key in self._kept:  # becomes a constant of the graph
+            constant: Tensor = self._kept[key][1]
+            return constant
         if owner.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return compute()
         state = [(p.detach(), _version(p)) for p in owner.parameters()]

@@ -1,0 +1,1 @@
+"""Outside Python training: exported models and what runs them, the service and its page."""
