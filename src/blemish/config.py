@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from blemish.errors import BadOption, UnknownName
 
 SAVED_KINDS = ("overlay", "mask", "map", "attention")
+ENGINES = ("local", "ray")
 T = TypeVar("T")
 _BARE_WORD = re.compile(r"[A-Za-z_][\w.:/+-]*")
 _NONE = ("none", "null")
@@ -30,7 +31,8 @@ class PredictOptions:
     class_names: a file of words for class names, see `read_class_names`. save_memory: the file that receives what
     is remembered of `normal`. out: the folder that receives the results. save: pictures to write
     besides the tables, of "overlay", "mask", "map", "attention". batch_size: images that go through the network
-    together. seed: of every random number. limit: how many images at most.
+    together. seed: of every random number. limit: how many images at most. engine: "local", or "ray" for workers
+    in processes of their own, so many as `workers` says, on the cluster at `address`.
     """
 
     method: str | None = None
@@ -56,14 +58,18 @@ class PredictOptions:
     batch_size: int = 8
     seed: int = 0
     limit: int | None = None
+    engine: str = "local"
+    workers: int | None = None
+    address: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "limit", "threads"):
+        for name in ("batch_size", "limit", "threads", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadOption(f"{name} is {value}; expected at least 1")
         if not 0 <= self.seed < 2**63:
             raise BadOption(f"seed is {self.seed}; expected 0 to {2**63 - 1}")
+        check_engine(self.engine, self.workers, self.address)
         for kind in self.kinds:
             if kind not in SAVED_KINDS:
                 raise UnknownName("kind of picture to save", kind, (*SAVED_KINDS, "none"))
@@ -76,6 +82,15 @@ class PredictOptions:
 
 
 LOAD_KEYS = tuple(f.name for f in dataclasses.fields(PredictOptions))[:16]
+
+
+def check_engine(engine: str, workers: int | None, address: str | None) -> None:
+    """Refuse engines that do not exist, and options of Ray's without it. Raises UnknownName or BadOption."""
+    if engine not in ENGINES:
+        raise UnknownName("engine", engine, ENGINES)
+    for name, value in (("workers", workers), ("address", address)):
+        if engine == "local" and value is not None:
+            raise BadOption(f"{name} is {value}, and the local engine has none; pass --engine ray with it")
 
 
 def merge_options(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +12,13 @@ import typer
 
 from blemish.cli.shared import (
     EXIT_INTERRUPTED,
+    AddressOption,
     BackboneOption,
     BatchSizeOption,
     ClassNamesOption,
     ConfigOption,
     DeviceOption,
+    EngineOption,
     ImageSizeOption,
     JsonOption,
     PrecisionOption,
@@ -25,6 +28,7 @@ from blemish.cli.shared import (
     ShotsOption,
     ThreadsOption,
     VerboseOption,
+    WorkersOption,
     app,
     progress,
     say,
@@ -36,6 +40,7 @@ from blemish.config import merge_options, read_class_names
 from blemish.errors import BadOption
 
 if TYPE_CHECKING:
+    from blemish.run.class_pass import Spread
     from blemish.run.evaluate_options import EvaluateCommand
     from blemish.run.results import Evaluation
 
@@ -131,6 +136,9 @@ def evaluate(
     batch_size: BatchSizeOption = None,
     threads: ThreadsOption = None,
     seed: SeedOption = None,
+    engine: EngineOption = None,
+    workers: WorkersOption = None,
+    address: AddressOption = None,
     settings: SetOption = None,
     config: ConfigOption = None,
     quiet: QuietOption = False,
@@ -176,7 +184,7 @@ def _evaluate(
     words = None if options.class_names is None else read_class_names(Path(options.class_names))
     detectors = load_detectors(options.methods, options.checkpoints, own, **options.loading)
     try:
-        with stop_on_kill(), progress(quiet) as show:
+        with stop_on_kill(), _spread(options, own) as spread, progress(quiet) as show:
             found = run(
                 detectors,
                 dataset,
@@ -186,6 +194,7 @@ def _evaluate(
                 resume=resume,
                 overwrite=overwrite,
                 on_progress=show,
+                spread=spread,
             )
     except KeyboardInterrupt:
         say(f"interrupted; what is done is in {out}, the same command with --resume goes on")
@@ -197,6 +206,17 @@ def _evaluate(
     if not quiet:
         _summarise(found, out)
     return exit_code(found)
+
+
+def _spread(options: EvaluateCommand, own: Mapping[str, Any]) -> AbstractContextManager[Spread | None]:
+    """The workers of --engine ray; nobody for the local engine."""
+    if options.engine == "local":
+        return nullcontext()
+    from blemish.run.scale import Crew
+    from blemish.run.scale_evaluate import Recipe, spread_over
+
+    recipe = Recipe(options.methods, options.checkpoints, own, options.loading)
+    return spread_over(Crew(options.workers, options.address), recipe)
 
 
 def _show(found: Evaluation) -> None:

@@ -12,12 +12,14 @@ import typer
 import blemish
 from blemish.cli.shared import (
     EXIT_INTERRUPTED,
+    AddressOption,
     BackboneOption,
     BatchSizeOption,
     CheckpointOption,
     ClassNamesOption,
     ConfigOption,
     DeviceOption,
+    EngineOption,
     ImageSizeOption,
     JsonOption,
     MethodOption,
@@ -30,6 +32,7 @@ from blemish.cli.shared import (
     ShotsOption,
     ThreadsOption,
     VerboseOption,
+    WorkersOption,
     app,
     progress,
     say,
@@ -49,7 +52,9 @@ def predict(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUT", help="Files, folders, globs, a .txt of paths, or - for standard input."
+            metavar="INPUT",
+            help="Files, folders, globs, a .txt of paths, or - for standard input; with --engine ray URLs and "
+            "parquet tables too.",
         ),
     ],
     out: Annotated[
@@ -103,6 +108,9 @@ def predict(
     ] = None,
     threads: ThreadsOption = None,
     seed: SeedOption = None,
+    engine: EngineOption = None,
+    workers: WorkersOption = None,
+    address: AddressOption = None,
     settings: SetOption = None,
     config: ConfigOption = None,
     quiet: QuietOption = False,
@@ -129,6 +137,10 @@ def _predict(
     quiet: bool,
     stream: bool,
 ) -> int:
+    if options.engine == "ray":
+        return _predict_at_scale(
+            inputs, options, own, resume=resume, overwrite=overwrite, quiet=quiet, stream=stream
+        )
     from blemish.data.images import find_images
     from blemish.run.predict import check_output, predict_folder
 
@@ -139,12 +151,12 @@ def _predict(
 
         torch.manual_seed(options.seed)
     refs = find_images(inputs)[: options.limit]
-    loading = {key: getattr(options, key) for key in LOAD_KEYS} | {"class_name": _class_name(options)}
+    loading = _loading(options, own)
     if options.save_memory is not None and options.runtime is not None:
         raise BadOption(
             "--save-memory keeps what is remembered of --normal; an exported file remembers nothing anew"
         )
-    detector = blemish.load(**loading, normal_seed=options.seed, **own)
+    detector = blemish.load(**loading)
     if options.save_memory is not None:
         detector.save_memory(Path(options.save_memory).expanduser())
     try:
@@ -165,8 +177,54 @@ def _predict(
         say(f"interrupted; what is done is in {out}, the same command with --resume goes on")
         return EXIT_INTERRUPTED
     if not quiet:
-        _summarise(summary)
+        _summarise(summary, f"gallery: {summary.gallery}")
     return summary.exit_code
+
+
+def _predict_at_scale(
+    inputs: Sequence[str],
+    options: PredictOptions,
+    own: Mapping[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+    stream: bool,
+) -> int:
+    from blemish.run.scale import Crew, predict_at_scale
+
+    if options.save_memory is not None:
+        raise BadOption(
+            "--save-memory is not for --engine ray; make the memory without it, then pass it as --normal"
+        )
+    try:
+        with stop_on_kill(), progress(quiet) as show:
+            summary = predict_at_scale(
+                inputs,
+                options.out,
+                _loading(options, own),
+                Crew(options.workers, options.address),
+                save=options.kinds,
+                batch_size=options.batch_size,
+                seed=options.seed,
+                limit=options.limit,
+                resume=resume,
+                overwrite=overwrite,
+                on_record=_record_line if stream else None,
+                on_progress=show,
+            )
+    except KeyboardInterrupt:
+        say(f"interrupted; what is done is in {options.out}, the same command with --resume goes on")
+        return EXIT_INTERRUPTED
+    if not quiet:
+        _summarise(summary, f"results: {options.out.rstrip('/')}/results")
+    return summary.exit_code
+
+
+def _loading(options: PredictOptions, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What goes to `blemish.load`."""
+    loading = {key: getattr(options, key) for key in LOAD_KEYS} | {"class_name": _class_name(options)}
+    return {**loading, "normal_seed": options.seed, **own}
 
 
 def _class_name(options: PredictOptions) -> str | None:
@@ -192,7 +250,7 @@ def _record_line(record: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _summarise(summary: RunSummary) -> None:
+def _summarise(summary: RunSummary, where: str) -> None:
     parts = [f"{summary.done} of {summary.total} images done"]
     if summary.skipped:
         parts.append(f"{summary.skipped} of them earlier")
@@ -201,4 +259,4 @@ def _summarise(summary: RunSummary) -> None:
     if summary.failed:
         parts.append(f"{summary.failed} failed")
     say(f"{', '.join(parts)}; {summary.seconds:.1f} s")
-    say(f"gallery: {summary.gallery}")
+    say(where)

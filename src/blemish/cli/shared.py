@@ -81,6 +81,19 @@ ClassNamesOption = Annotated[
     str | None,
     typer.Option("--class-names", metavar="FILE.toml", help='Words for classes: pcb1 = "circuit board".'),
 ]
+EngineOption = Annotated[
+    str | None, typer.Option("--engine", help="local, or ray for many processes or machines. [local]")
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", help="Of --engine ray, each with a model; default: one a GPU, or 4 cores."),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address", metavar="HOST:PORT", help="A running Ray cluster, or auto; default: start one here."
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on standard error.")]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="More messages, and tracebacks of errors.")

@@ -240,10 +240,10 @@ def _unique_names(found: Sequence[tuple[Path, Path]]) -> list[Path]:
         for root in growing:
             depth[root] += 1
     taken: set[Path] = set()
-    return [_free_name(Path(printable_name(name)), taken) for name in names]
+    return [free_name(Path(printable_name(name)), taken) for name in names]
 
 
-def _free_name(name: Path, taken: set[Path]) -> Path:
+def free_name(name: Path, taken: set[Path]) -> Path:
     """The name itself, or with its ending in the stem (a.jpg beside a.png: a_jpg.jpg), or with a number."""
     choice, number = name, 1
     while choice.with_suffix("") in taken:

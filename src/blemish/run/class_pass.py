@@ -7,7 +7,9 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -34,11 +36,37 @@ MAPS_FOLDER, TEXTS_FOLDER, MEMORY_FOLDER = "maps", "embeddings", "memory"
 _UNSAFE = re.compile(r'[/\\:*?"<>|\x00-\x1f]')
 
 
+@dataclass(frozen=True)
+class Work:
+    """Samples of one class to be scored. masks: whether theirs are read. files: for their maps, or none at all."""
+
+    name: str
+    samples: Sequence[Sample]
+    masks: bool
+    files: Sequence[Path]
+
+    def part(self, first: int, last: int | None = None) -> Work:
+        """Some of the samples."""
+        return Work(self.name, self.samples[first:last], self.masks, self.files[first:last])
+
+
+class Spread(Protocol):
+    """Workers in other processes that score classes in parts."""
+
+    def begin(self, pass_over: ClassPass, works: Sequence[Work]) -> None:
+        """Say what all classes are, in order."""
+        ...
+
+    def tallies(self, work: Work) -> Iterator[tuple[int, dict[str, Tally]]]:
+        """(number of samples, states by label) of consecutive parts, in order. work: the end of the next class."""
+        ...
+
+
 class ClassPass:
     """Runs classes of one dataset, one after the other.
 
     root: the dataset's folder, or the list file in it. out: of the run. words: class -> what methods are told.
-    normals: what few-shot methods remember of each class.
+    normals: what few-shot methods remember of each class. spread: who scores the images, if not this process.
     """
 
     def __init__(
@@ -50,8 +78,10 @@ class ClassPass:
         words: Mapping[str, str],
         on_progress: Progress | None,
         normals: Normals | None = None,
+        spread: Spread | None = None,
     ) -> None:
-        self.normals = normals
+        self.normals, self.spread = normals, spread
+        self.root, self.out, self.words = root, out, words
         self.detectors, self.options, self.show = detectors, options, on_progress
         self.base = (root if root.is_dir() else root.parent).absolute()
         self.resolution = {label: options.resolution_of(detector) for label, detector in detectors.items()}
@@ -72,12 +102,23 @@ class ClassPass:
         files = _distinct([_component(name) for name in words])
         self.files = dict(zip(words, files, strict=True))
         self.text_files = {name: f"{file}.npz" for name, file in zip(words, files, strict=True)}
+        if spread is not None and self.scorer.surveyors:
+            raise BadOption(
+                f"{self.scorer.surveyors[0]} looks at all images of a class before it scores any, which workers cannot "
+                f"share; evaluate it with the local engine"
+            )
         self.done = self.total = 0
 
-    def begin(self, done: int, total: int) -> None:
-        """Say how many images there are, and how many an earlier run has done."""
+    def begin(self, done: int, total: int, works: Sequence[Work]) -> None:
+        """Say how many images there are, how many an earlier run has done, and what is left."""
         self.done, self.total = done, total
+        if self.spread is not None and works:
+            self.spread.begin(self, works)
         self._report(0, None)
+
+    def work(self, name: str, samples: Sequence[Sample], no_pixel: str | None) -> Work:
+        """A whole class. no_pixel: why its masks are not read."""
+        return Work(name, samples, no_pixel is None, self._map_files(name, samples))
 
     def names(self, samples: Sequence[Sample]) -> list[str]:
         """One text per sample that says which it is, which label it has, and how its mask is read."""
@@ -127,21 +168,15 @@ class ClassPass:
         resume: bool,
     ) -> ClassPart:
         saved = parts.load_state(digest) if resume else None
-        done, before, tallies = saved or (0, 0.0, self._new_tallies())
+        done, before, tallies = saved or (0, 0.0, self.new_tallies())
         self._report(done, None)
-        files = self._map_files(name, samples)
+        work = self.work(name, samples, no_pixel).part(done)
         started = time.perf_counter()
         if self.scorer.surveyors:
             for number, pictures in enumerate(self._batches(samples, masks=False)):
                 self.scorer.survey(pictures, first=number == 0)
-        for batch in self._scored(samples[done:], no_pixel is None):
-            for picture, outcome in batch:
-                self._take(picture, outcome, tallies, files[done] if files else None)
-                done += 1
-            clock, self.scorer.clock = self.scorer.clock, Clock()
-            for label, tally in tallies.items():
-                tally.encoder += clock.encoder[label]
-                tally.method += clock.method[label]
+        for count in self.score(work, tallies) if self.spread is None else self._merge(work, tallies):
+            done += count
             parts.keep_state(digest, done, before + time.perf_counter() - started, tallies)
         failed = {image.path: () for tally in tallies.values() for image in tally.failed}
         self._write_texts(name, tallies)
@@ -160,7 +195,32 @@ class ClassPass:
             stamps=self.stamps(samples, failed),
         )
 
-    def _new_tallies(self) -> dict[str, Tally]:
+    def score(self, work: Work, tallies: Mapping[str, Tally]) -> Iterator[int]:
+        """Score samples into the states, by label; yields batch by batch how many it were."""
+        done = 0
+        for batch in self._scored(work.samples, work.masks):
+            for picture, outcome in batch:
+                self._take(picture, outcome, tallies, work.files[done] if work.files else None)
+                done += 1
+            clock, self.scorer.clock = self.scorer.clock, Clock()
+            for label, tally in tallies.items():
+                tally.encoder += clock.encoder[label]
+                tally.method += clock.method[label]
+            yield len(batch)
+
+    def _merge(self, work: Work, tallies: Mapping[str, Tally]) -> Iterator[int]:
+        """The same, from the states of workers."""
+        assert self.spread is not None
+        for count, found in self.spread.tallies(work):
+            for label, tally in tallies.items():
+                tally.merge(found[label])
+            for image in next(iter(found.values())).failed:
+                self._report(0, f"{image.path}: {image.error}")
+            self._report(count, None)
+            yield count
+
+    def new_tallies(self) -> dict[str, Tally]:
+        """States without any image, by label."""
         return {
             label: Tally(ClassMetrics(self.options.metric_options(detector.map_range)))
             for label, detector in self.detectors.items()

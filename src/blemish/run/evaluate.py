@@ -19,7 +19,7 @@ from blemish.detector import Detector, uses_class_names
 from blemish.device import machine
 from blemish.errors import BadDataset, BadOption, OutputError, UnknownName
 from blemish.files import make_folder, printable_name
-from blemish.run.class_pass import ClassPass
+from blemish.run.class_pass import ClassPass, Spread
 from blemish.run.evaluate_options import EvaluateOptions
 from blemish.run.normals import Normals, check_able, find_normals
 from blemish.run.parts import ClassPart, Parts
@@ -42,6 +42,7 @@ def evaluate(
     resume: bool = False,
     overwrite: bool = False,
     on_progress: Progress | None = None,
+    spread: Spread | None = None,
 ) -> Evaluation:
     """Score a dataset with every detector in one pass, and write results.json and results.csv into `out`.
 
@@ -50,7 +51,8 @@ def evaluate(
     name classes of other datasets too.
     Images that cannot be read are recorded with their cause and the rest go on. resume: go on with an earlier
     run of the same settings: finished classes are taken over, and the interrupted one goes on where its state
-    was last saved; overwrite: start anew (no other file is deleted). on_progress (done, total, error).
+    was last saved; overwrite: start anew (no other file is deleted). on_progress (done, total, error). spread:
+    workers that score the images with equal detectors, see `run.scale_evaluate`.
 
     Raises BadDataset when nothing is labelled, OutputError when `out` cannot be written or holds another run,
     BadOption and UnknownName for impossible options.
@@ -65,7 +67,7 @@ def evaluate(
     normals = _normals(detectors, dataset, options, classes)
     if normals is not None:
         notes += [normals.note(), *normals.warnings(classes)]
-    pass_over = ClassPass(detectors, dataset.root, out, options, words, on_progress, normals)
+    pass_over = ClassPass(detectors, dataset.root, out, options, words, on_progress, normals, spread)
     settings = _settings(detectors, dataset, options, words, normals)
     if resume:
         _check_same(out, settings)
@@ -229,12 +231,15 @@ def _all_parts(
         if part is not None and kept and part.stamps == pass_over.stamps(samples, part.stamps):
             found[number] = part
     done = sum(len(samples) for number, samples in enumerate(classes.values()) if number in found)
-    pass_over.begin(done, sum(map(len, classes.values())))
-    for number, (name, samples) in enumerate(classes.items()):
-        if number not in found:
-            reason = why_no_pixel(counts[name], pass_over.options.no_pixel)
-            found[number] = pass_over.run(name, samples, counts[name], reason, parts, digests[name], resume)
-            parts.save(number, found[number])
+    left = [(number, name) for number, name in enumerate(classes) if number not in found]
+    reasons = {name: why_no_pixel(counts[name], pass_over.options.no_pixel) for _, name in left}
+    works = [pass_over.work(name, classes[name], reasons[name]) for _, name in left]
+    pass_over.begin(done, sum(map(len, classes.values())), works)
+    for number, name in left:
+        found[number] = pass_over.run(
+            name, classes[name], counts[name], reasons[name], parts, digests[name], resume
+        )
+        parts.save(number, found[number])
     return [found[number] for number in sorted(found)]
 
 

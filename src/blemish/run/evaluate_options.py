@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from blemish.config import check_engine
 from blemish.detector import Detector
 from blemish.errors import BadOption, UnknownName
 from blemish.metrics import MetricOptions
@@ -103,8 +104,8 @@ class EvaluateCommand(EvaluateOptions):
 
     data: the dataset's folder; dataset: its name or layout, when it is not to be recognised; split: "test",
     "train" or "all". method, checkpoint: see `load_detectors`, separated by commas or as lists. out: the folder
-    that receives the results. class_names: a file of words for classes, see `config.read_class_names`. The others are
-    those of `blemish.load`.
+    that receives the results. class_names: a file of words for classes, see `config.read_class_names`. engine,
+    workers, address: as in `config.PredictOptions`. The others are those of `blemish.load`.
     """
 
     data: str | None = None
@@ -121,6 +122,15 @@ class EvaluateCommand(EvaluateOptions):
     tile: int | None = None
     overlap: float = 0.25
     class_names: str | None = None
+    engine: str = "local"
+    workers: int | None = None
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers is not None and self.workers < 1:
+            raise BadOption(f"workers is {self.workers}; expected at least 1")
+        check_engine(self.engine, self.workers, self.address)
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from blemish.config import SAVED_KINDS
-from blemish.data.images import ImageRef, pixel_count
+from blemish.data.images import ImageRef, decode_image, pixel_count
 from blemish.errors import BadImage, BadOption, OutputError, UnknownName
 from blemish.files import make_folder, write_whole
 from blemish.machine import package_versions
@@ -120,23 +120,23 @@ def predict_folder(
     """
     started = time.perf_counter()
     check_output(out, resume=resume, overwrite=overwrite)
-    _check_save(detector, save)
-    refs = [ref for ref in refs if not _is_own_output(ref.path, out)]
+    check_save(detector, save)
+    refs = [ref for ref in refs if not is_own_output(ref.path, out)]
     if not refs:
         raise BadOption(
             "no images given; name files, folders, globs, a .txt of paths, or - for standard input"
         )
-    settings = _settings(detector, save)
+    settings = run_settings(detector, save)
     if resume:
         _check_same(out, settings)
     make_folder(out)
     detector.warn_without_class_name()
-    run = _run_info(detector, settings, batch_size) | dict(about or {})
+    run = run_info(detector, settings, batch_size) | dict(about or {})
     write_json(out / RUN_FILE, run | {"status": "running"})
     with PredictionWriter(out, resume=resume) as writer, GallerySpool(out, resume=resume) as spool:
         tally = _Tally(len(refs), writer.done, refs, on_progress)
-        todo = [ref for ref in refs if _key(ref) not in writer.done]
-        stages = _Stages(detector, out, tuple(save), spool)
+        todo = [ref for ref in refs if key_of(ref) not in writer.done]
+        stages = Stages(detector, out, tuple(save), spool)
         for values in stages.records(todo, batch_size):
             writer.write(values)
             tally.add(values)
@@ -155,7 +155,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_whole(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def _key(ref: ImageRef) -> str:
+def key_of(ref: ImageRef) -> str:
     return str(error_record(ref.path, "")["path"])
 
 
@@ -169,7 +169,7 @@ class _Tally:
         refs: Sequence[ImageRef],
         show: Progress | None,
     ) -> None:
-        kept = [earlier[key] for key in map(_key, refs) if key in earlier]
+        kept = [earlier[key] for key in map(key_of, refs) if key in earlier]
         self.total, self.skipped, self.show = total, len(kept), show
         self.done = self.failed = 0
         self.judged: list[bool] = []
@@ -205,13 +205,17 @@ class _Tally:
 
 
 @dataclass(frozen=True)
-class _Stages:
-    """Decode, infer, write: three stages, the outer two in threads."""
+class Stages:
+    """Decode, infer, write: three stages, the outer two in threads.
+
+    spool: receives the gallery's pictures; None for no gallery. content: the file or the bytes of a picture.
+    """
 
     detector: Predictor
     out: Path
     save: tuple[str, ...]
-    spool: GallerySpool
+    spool: GallerySpool | None = None
+    content: Callable[[ImageRef], Path | bytes] = lambda ref: ref.path
 
     def records(self, refs: Iterable[ImageRef], batch_size: int) -> Iterator[dict[str, Any]]:
         """One record per picture, in order."""
@@ -220,7 +224,7 @@ class _Stages:
             refs,
             workers=DECODERS,
             ahead=2 * batch_size,
-            cost=lambda ref: pixel_count(ref.path),
+            cost=lambda ref: 0 if ref.error else pixel_count(self.content(ref)),
             budget=PIXELS_IN_FLIGHT,
         )
         inferred = self._infer(decoded, batch_size)
@@ -241,7 +245,9 @@ class _Stages:
         if ref.error is not None:
             return Job(ref, error=ref.error)
         try:
-            return Job(ref, self.detector.prepare(ref.path))
+            found = self.content(ref)
+            picture = decode_image(found, str(ref.path)) if isinstance(found, bytes) else found
+            return Job(ref, self.detector.prepare(picture))
         except BadImage as error:
             return Job(ref, error=str(error))
         except MemoryError:
@@ -277,7 +283,7 @@ class _Stages:
             result = self.detector.finish(job.prepared, job.raw)
             files = self._save(job.ref.relative, job.prepared, result, job.raw.attention)
             values = record(result, job.ref.path, files)
-            if self.spool.wants(result.score):
+            if self.spool is not None and self.spool.wants(result.score):
                 pair = gallery_pair(job.prepared.image, result.map, result.map_range, result.mask)
                 self.spool.add(job.ref.path, result.score, *pair)
         except BadImage as error:
@@ -309,7 +315,7 @@ class _Stages:
         return files
 
 
-def _check_save(detector: Predictor, save: Sequence[str]) -> None:
+def check_save(detector: Predictor, save: Sequence[str]) -> None:
     for kind in save:
         if kind not in FOLDERS:
             raise UnknownName("kind of picture to save", kind, SAVED_KINDS)
@@ -340,13 +346,13 @@ def _check_attention(detector: Predictor) -> None:
         raise BadOption("--save attention shows where texts look in a whole picture; leave out --tile")
 
 
-def _is_own_output(path: Path, out: Path) -> bool:
+def is_own_output(path: Path, out: Path) -> bool:
     """Whether a picture lies where this run writes its own, as when OUT is inside the input folder."""
     place, root = path.absolute(), out.absolute()
     return any(place.is_relative_to(root / folder) for folder, _ in FOLDERS.values())
 
 
-def _settings(detector: Predictor, save: Sequence[str]) -> dict[str, Any]:
+def run_settings(detector: Predictor, save: Sequence[str]) -> dict[str, Any]:
     """Everything that a resumed run must have in common with its beginning."""
     settings = asdict(detector.setup) | {"precision": detector.precision, "save": sorted(save)}
     if Path(detector.setup.backbone).exists():
@@ -359,14 +365,18 @@ def _settings(detector: Predictor, save: Sequence[str]) -> dict[str, Any]:
 def _check_same(out: Path, settings: Mapping[str, Any]) -> None:
     """Raise OutputError when the earlier run in `out` had other settings."""
     path = out / RUN_FILE
-    if not path.exists() and not (out / LINES_FILE).exists():
-        return
+    if path.exists() or (out / LINES_FILE).exists():
+        compare_settings(path.read_bytes() if path.is_file() else b"", settings, out)
+
+
+def compare_settings(content: bytes, settings: Mapping[str, Any], out: Path | str) -> None:
+    """Raise OutputError when `content`, of the run.json in `out`, is damaged or has other settings than these."""
     try:
-        earlier = json.loads(path.read_bytes())
+        earlier = json.loads(content)
         changed = [key for key in settings if earlier.get(key) != settings[key]]
-    except (OSError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise OutputError(
-            f"cannot resume: {path} is missing or damaged; start anew with --overwrite"
+            f"cannot resume: {out}/{RUN_FILE} is missing or damaged; start anew with --overwrite"
         ) from error
     if changed:
         key = changed[0]
@@ -376,7 +386,7 @@ def _check_same(out: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _run_info(detector: Predictor, settings: Mapping[str, Any], batch_size: int) -> dict[str, Any]:
+def run_info(detector: Predictor, settings: Mapping[str, Any], batch_size: int) -> dict[str, Any]:
     return {
         "versions": package_versions(),
         **settings,

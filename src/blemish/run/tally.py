@@ -66,6 +66,16 @@ class Tally:
         """One image that cannot be used."""
         self.failed.append(FailedImage(path, cause))
 
+    def merge(self, other: Tally) -> None:
+        """Add the images of another state of the same class, gathered elsewhere, after its own."""
+        self.metrics.merge(other.metrics)
+        self.rows += other.rows
+        self.failed += other.failed
+        self.texts += other.texts
+        self.emptied += other.emptied
+        self.encoder += other.encoder
+        self.method += other.method
+
     def result(self, counts: Counts, no_pixel: str | None, resolution: int | str) -> ClassResult:
         """The class's numbers. no_pixel: why there are no pixel metrics, None when there are."""
         values = self.metrics.compute()
