@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test lint clean help
+.PHONY: demo test lint docs clean help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -37,5 +37,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.dev
+	$(BIN)/mkdocs build --strict
+	@echo "The site is in site/index.html"
+
 clean:
-	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site demo-out .pytest_cache .mypy_cache .ruff_cache
