@@ -58,7 +58,7 @@ class StubPredictor(Predictor):
     def _forward(self, inputs: np.ndarray, attention: bool = False) -> Outputs:
         self.batches.append(len(inputs))
         self.entered.set()
-        self.gate.wait(20)
+        self.gate.wait(60)
         maps = inputs.mean(axis=1, dtype=np.float32).reshape(len(inputs), SIZE, SIZE)
         # A black image is one that the network fails on.
         if (maps.max(axis=(1, 2)) == 0).any():
@@ -100,7 +100,7 @@ class Running:
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         if self.token is not None:
             given.setdefault("Authorization", f"Bearer {self.token}")
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         with contextlib.closing(connection):
             connection.request(method, path, body, given)
             response = connection.getresponse()
@@ -135,12 +135,12 @@ def running(predictor: StubPredictor | None = None, **options: Any) -> Iterator[
     port = listener.getsockname()[1]
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(60)
         yield Running(port, predictor, server, thread, given.token)
     finally:
         predictor.gate.set()
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
 
 

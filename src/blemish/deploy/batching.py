@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DECODERS = 2
 INTERNAL = "could not be scored (internal error)"
 RETRY_LIMIT = 60
+PATIENCE_USED = 0.8  # what is estimated may take somewhat longer
 SMOOTHING = 0.2  # weight of the newest batch in the mean seconds per image
 log = logging.getLogger(__name__)
 
@@ -64,11 +65,16 @@ class Batcher:
         pixels: int,
         batch_size: int = 8,
         wait: float = 0.005,
+        patience: float = math.inf,
         on_batch: Callable[[int], None] | None = None,
     ) -> None:
-        """wait: seconds for which an unfull batch waits for more. on_batch: told the size of every batch."""
+        """wait: seconds for which an unfull batch waits for more. patience: seconds that requests wait for their
+        images; those that would have to wait longer at the present rate are not accepted behind others. on_batch: told
+        the size of every batch.
+        """
         self.predictor, self.capacity, self.pixel_capacity = predictor, capacity, pixels
         self.batch_size, self.wait, self._on_batch = batch_size, wait, on_batch
+        self._patience = PATIENCE_USED * patience
         self._changed = threading.Condition()
         self._ready: deque[tuple[Ticket, Prepared]] = deque()
         self._images = self._pixels = 0
@@ -105,9 +111,13 @@ class Batcher:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def has_room(self, images: int = 1) -> bool:
-        """Whether so many more images would be accepted now, as far as their number goes."""
-        return self._images + images <= self.capacity
+    def has_room(self, images: int = 1, pixels: int = 0) -> bool:
+        """Whether so many more images would be accepted now."""
+        total = self._images + images
+        if not self._images:
+            return total <= self.capacity
+        in_time = total * self._seconds <= self._patience
+        return total <= self.capacity and self._pixels + pixels <= self.pixel_capacity and in_time
 
     @property
     def retry_after(self) -> int:
@@ -123,8 +133,7 @@ class Batcher:
         tickets = [Ticket(source, pixels) for source, pixels in images]
         pixels = sum(ticket.pixels for ticket in tickets)
         with self._changed:
-            too_many = self._images + len(tickets) > self.capacity
-            if too_many or (self._images and self._pixels + pixels > self.pixel_capacity):
+            if not self.has_room(len(tickets), pixels):
                 raise QueueFull(self.retry_after)
             self._images += len(tickets)
             self._pixels += pixels

@@ -68,6 +68,7 @@ class Service:
             pixels=PIXELS_AT_A_TIME * options.max_pixels,
             batch_size=options.batch_size,
             wait=options.batch_wait_ms / 1000,
+            patience=options.timeout,
             on_batch=self.metrics.batch,
         )
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="request")
@@ -165,18 +166,18 @@ class Service:
 
     async def _scored(self, tickets: Sequence[Ticket], receive: Receive) -> list[tuple[Prepared, Raw] | str]:
         """What came of each ticket. Raises Refused (504) when it takes too long, Disconnected."""
-        scored = asyncio.gather(*(asyncio.wrap_future(ticket.future) for ticket in tickets))
-        gone = asyncio.ensure_future(_disconnect(receive))
+        futures = [asyncio.wrap_future(ticket.future) for ticket in tickets]
+        scored, gone = (asyncio.ensure_future(work) for work in (asyncio.wait(futures), _disconnect(receive)))
+        waited: set[asyncio.Future[Any]] = {scored, gone}
         try:
-            waited: set[asyncio.Future[Any]] = {scored, gone}
             done, _ = await asyncio.wait(
                 waited, timeout=self.options.timeout, return_when=asyncio.FIRST_COMPLETED
             )
             if scored in done:
-                return scored.result()
+                return [future.result() for future in futures]
             if gone in done:
                 raise Disconnected
-            raise Refused(504, f"not scored within {self.options.timeout:g} seconds; try again later")
+            raise Refused(504, f"not scored within {self.options.timeout:g} seconds; try again later", 1)
         finally:
             gone.cancel()
             scored.cancel()
