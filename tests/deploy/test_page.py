@@ -179,7 +179,7 @@ def test_gallery_sorts_and_filters(
 
     def names() -> list[str]:
         page.wait_for_timeout(60)
-        return [str(name) for name in page.locator("#thumbs .name").all_inner_texts()]
+        return [str(name) for name in page.locator("#thumbs .name").all_text_contents()]
 
     page.select_option("#sort", "highest")
     assert names()[-1] == "b_clean.png"
@@ -201,7 +201,7 @@ def test_gallery_sorts_and_filters(
     page.keyboard.press("c")  # which hides it; the next one is still the one after it
     assert names() == ["b_clean.png", "c_spot.png"]
     page.keyboard.press("j")
-    assert (page.inner_text("#name"), page.inner_text("#place")) == ("b_clean.png", "1 / 2")
+    assert (page.text_content("#name"), page.inner_text("#place")) == ("b_clean.png", "1 / 2")
     with page.expect_download() as download:
         page.click("#visit-csv")
     assert Path(download.value.path()).read_text().count("spot.png") == 1
@@ -277,7 +277,7 @@ def test_folder_paste_and_errors_of_single_pictures(
     }"""
     page.evaluate(script)
     wait_for(page, "document.querySelectorAll('#thumbs li').length === 5")
-    names = page.locator("#thumbs .name").all_inner_texts()
+    names = page.locator("#thumbs .name").all_text_contents()
     assert [name for name in names if name.startswith("pasted-")]
 
 
@@ -340,7 +340,7 @@ def test_camera(visit: Callable[..., Any], service: RunningService) -> None:
     page.click("#camera-shoot")
     wait_for(page, "document.querySelectorAll('#thumbs li').length === 1")
     page.click("#camera-close")
-    assert page.inner_text("#thumbs .name").startswith("camera-")
+    assert page.text_content("#thumbs .name").startswith("camera-")
 
 
 def test_keyboard_alone(visit: Callable[..., Any], service: RunningService, pictures: Path) -> None:

@@ -29,6 +29,14 @@ function set(element, attributes) {
   }
 }
 
+const TAIL = 8; // letters of a name's end that stay when it is too long: "_017.png"
+
+/** A file name in two parts, of which the first gives way: names of one series differ at their ends. */
+export function fileName(name) {
+  const at = Math.max(0, name.length - TAIL);
+  return [make("span", { class: "head" }, name.slice(0, at)), make("span", { class: "tail" }, name.slice(at))];
+}
+
 let clearing = 0;
 
 /** Say a line to screen readers. Emptied first, since the same words twice would be said once. */

@@ -1,6 +1,6 @@
 /** The pictures of this visit as a list to choose from: sorted, filtered, one tab stop. */
 
-import { byId, fixed, make, perFrame, whole } from "./dom.js";
+import { byId, fileName, fixed, make, perFrame, whole } from "./dom.js";
 import { decision, VERDICTS } from "./visit.js";
 
 /** Unlike a difference, right for two infinite ones too. */
@@ -140,7 +140,7 @@ export class Gallery {
       { role: "option", id: item.key, title: item.name },
       make("span", { class: "frame" }, picture, make("span", { class: "verdict" })),
       make("span", { class: "line" }, make("i", { class: "mark" }), make("b", {}, fixed(item.score))),
-      make("span", { class: "name" }, short),
+      make("span", { class: "name" }, ...fileName(short)),
     );
     this.nodes.set(item.key, node);
     return node;

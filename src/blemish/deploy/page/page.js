@@ -2,7 +2,7 @@
 
 import { json, putVerdict, setTokenQuestion } from "./api.js";
 import * as camera from "./camera.js";
-import { announce, byId, csv, fixed, make, percent, perFrame, plural, save } from "./dom.js";
+import { announce, byId, csv, fileName, fixed, make, percent, perFrame, plural, save } from "./dom.js";
 import { Gallery } from "./gallery.js";
 import { History } from "./history.js";
 import * as intake from "./intake.js";
@@ -122,7 +122,7 @@ async function select(item) {
   const earlier = current;
   current = item;
   gallery.select(item);
-  byId("name").textContent = item.name;
+  byId("name").replaceChildren(...fileName(item.name));
   byId("name").title = item.name;
   panel.show(item, gallery.items);
   if (earlier !== item) announce(sentence(item));

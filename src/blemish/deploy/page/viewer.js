@@ -36,6 +36,7 @@ export class Viewer {
     const stays = same && this.picture.width === picture.width && this.picture.height === picture.height;
     this.picture = picture;
     this.outline = null;
+    if (picture) this.stage.style.setProperty("--aspect", picture.width / picture.height); // where the page scrolls
     if (!stays) this.fitted = true;
     this._resized();
   }
