@@ -65,8 +65,12 @@ class ModelMeta:
             )
         setup_names, names = ({f.name for f in dataclasses.fields(kind)} for kind in (Setup, cls))
         setup = Setup(**{key: value for key, value in values.items() if key in setup_names})
-        rest = {key: value for key, value in values.items() if key in names}
+        rest: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.items()
+            if key in names
+        }
         try:
-            return cls(setup=setup, **{k: tuple(v) if isinstance(v, list) else v for k, v in rest.items()})
+            return cls(setup=setup, **rest)
         except TypeError as error:
             raise BadModel(f"{path}: its metadata is incomplete ({error}); export it anew") from error
