@@ -33,6 +33,7 @@ class Value:
 
     @property
     def defined(self) -> bool:
+        """Whether there is a value; where not, `reason` says why."""
         return not math.isnan(self.value)
 
 
