@@ -9,7 +9,8 @@ import http.client
 import io
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,6 +143,14 @@ def running(predictor: StubPredictor | None = None, **options: Any) -> Iterator[
         server.should_exit = True
         thread.join(60)
         assert not thread.is_alive()
+
+
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait for something to become true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def png(level: int | None = None, size: tuple[int, int] = (20, 12), seed: str = "a") -> bytes:

@@ -15,7 +15,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from serving import Running, form, in_base64, png, running
+from serving import Running, form, in_base64, png, running, until
 
 LIMITS = {"max_bytes": 200_000, "max_pixels": 20_000, "max_images": 4}
 
@@ -209,6 +209,9 @@ def test_other_sites_pages_are_refused(service: Running) -> None:
         answer = service.ask("POST", "/v1/predict", body, Content_Type=kind, **headers)
         assert answer.status == 403 and answer.error
     assert service.ask("GET", "/v1/methods", Host=f"localhost:{service.port}").status == 200
+    with running(no_auth=True) as behind_a_proxy:
+        assert behind_a_proxy.ask("GET", "/v1/methods", Host="parts.example").status == 200
+        assert behind_a_proxy.ask("GET", "/v1/methods", Origin="http://evil.example").status == 403
 
 
 def test_about(service: Running) -> None:
@@ -217,7 +220,8 @@ def test_about(service: Running) -> None:
     assert (found["history"], found["keep"]) == (False, False)
     loaded = found["loaded"]
     assert loaded["method"] == "clip" and loaded["map_range"] == [0.0, 1.0] and loaded["runtime"] == "torch"
-    assert service.ask("GET", "/readyz").status == 200
+    for method in ("GET", "HEAD"):
+        assert service.ask(method, "/readyz").status == service.ask(method, "/healthz").status == 200
     for path in ("/v1/history", "/v1/rates", "/v1/history.csv"):
         assert service.ask("GET", path).status == 404 and "--db" in service.ask("GET", path).error
 
@@ -235,17 +239,20 @@ def test_description_of_the_api(service: Running) -> None:
 def test_metrics(service: Running) -> None:
     before = service.metrics()
     service.predict(("a.png", png(204)), ("b.png", png(50)), ("c.png", b"no"))
+    # Counted once the answer has been sent, so perhaps after the client has it.
+    route = 'blemish_requests_total{route="/v1/predict",status="200"}'
+    until(lambda: service.metrics()[route] > before.get(route, 0))
     after = service.metrics()
 
     def added(name: str) -> float:
         return after[name] - before.get(name, 0)
 
-    assert added('blemish_requests_total{route="/v1/predict",status="200"}') == 1
+    assert added(route) == 1
     assert added("blemish_images_total") == 2 and added("blemish_images_anomalous_total") == 1
     assert added("blemish_images_failed_total") == 1 and added("blemish_predict_seconds_count") == 1
     assert added('blemish_batch_size_bucket{le="+Inf"}') >= 1 and after["blemish_queue_length"] == 0
     service.ask("GET", "/some/path")
-    assert service.metrics()['blemish_requests_total{route="other",status="404"}'] >= 1
+    until(lambda: service.metrics().get('blemish_requests_total{route="other",status="404"}', 0) >= 1)
 
 
 def test_token() -> None:
@@ -273,6 +280,7 @@ def test_logs_hold_no_content(service: Running, caplog: pytest.LogCaptureFixture
 
     with caplog.at_level("INFO", logger="blemish.serve"):
         service.predict(("secret-name.png", png()))
+        until(lambda: caplog.records)
     lines = [json.loads(JsonLines().format(record)) for record in caplog.records]
     (line,) = [line for line in lines if line.get("route") == "/v1/predict"]
     assert line["status"] == 200 and line["count"] == 1 and line["bytes"] > 100 and line["ms"] > 0

@@ -6,7 +6,7 @@ import contextlib
 import re
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -61,17 +61,21 @@ class SQLite:
                 f"no history {printable_name(path)}; expected the file given to blemish serve --db"
             )
         make_folder(path.parent)
+        connection: sqlite3.Connection | None = None
         try:
-            self._connection = sqlite3.connect(
+            connection = sqlite3.connect(
                 path, timeout=BUSY_SECONDS, check_same_thread=False, isolation_level=None
             )
-            self._connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA journal_mode=WAL")
             # With WAL this keeps the file whole whatever happens; a power cut may cost the last moments.
-            self._connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
         except sqlite3.Error as error:
+            if connection is not None:
+                connection.close()
             raise BadOption(
                 f"cannot open the history {printable_name(path)}: {error}; name another file with --db"
             ) from error
+        self._connection = connection
 
     def run(self, statements: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[Row]]:
         """See Database."""
@@ -162,13 +166,3 @@ def _without_password(url: str) -> str:
     with contextlib.suppress(ValueError):
         place += f":{parts.port}" if parts.port else ""
     return f"postgresql://{place}{parts.path}"
-
-
-@contextlib.contextmanager
-def opened(place: str | Path, create: bool = True) -> Iterator[Database]:
-    """`open_database`, closed at the end."""
-    database = open_database(place, create)
-    try:
-        yield database
-    finally:
-        database.close()

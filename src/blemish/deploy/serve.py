@@ -163,10 +163,12 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="Whether the process answers.")
     async def healthz() -> Response:
         return JSONResponse({"status": "ok"})
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", summary="Whether images would be scored now; 503 while starting or stopping.")
     async def readyz() -> Response:
         ready = service.batcher.is_alive
@@ -283,7 +285,7 @@ def _add_page(app: FastAPI, files: dict[str, tuple[bytes, str]]) -> None:
         return file
 
     for path, (content, kind) in files.items():
-        app.add_api_route(path, serve(content, kind), methods=["GET"], include_in_schema=False)
+        app.add_api_route(path, serve(content, kind), methods=["GET", "HEAD"], include_in_schema=False)
 
 
 def _history(service: Service) -> History:

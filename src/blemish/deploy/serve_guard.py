@@ -61,7 +61,7 @@ class Guard:
         self.app, self.options, self.metrics, self.files = app, options, metrics, files
         self.open = files | {"/healthz"}
         self._token = None if options.token is None else options.token.encode()
-        self._is_local = options.is_local
+        self._is_local = options.is_local and not options.no_auth
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Of ASGI."""
