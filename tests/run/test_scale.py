@@ -6,7 +6,7 @@ import io
 import json
 import pickle
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from blemish.cli import main
 from blemish.config import PredictOptions
 from blemish.errors import BadOption, BlemishError, OutputError, UnknownName
 from blemish.output.tables import read_records
+from blemish.run import scale
 from blemish.run.scale import cut_units
 from blemish.run.scale_inputs import Item, list_items, read_rows, read_url
 from blemish.run.scale_ray import Fault, Pool, UnitWorker, _check_address, _pool, opened, packed
 from blemish.run.scale_results import Parts, Place, check_place, part_name, write_tables
+from blemish.run.scale_worker import Job, Outcome, Unit, outcome_of
 
 Draw = Callable[..., Path]
 
@@ -271,3 +273,34 @@ def test_faults_of_workers_come_back_as_outcomes(tmp_path: Path, monkeypatch: py
         opened(pickle.dumps(outcome(OutputError("the disk is full"))))
     with pytest.raises(RuntimeError, match="KeyError in a worker"):
         opened(pickle.dumps(outcome(KeyError("x"))))
+
+
+def test_units_lost_are_tried_again_batch_by_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [Item(f"{n}.png", f"{n}.png", f"/{n}.png") for n in range(40)]
+    parts, rounds = Parts(Place(str(tmp_path))), []
+
+    def run(units: list[Unit], *_: Any, ahead: int, **__: Any) -> Iterator[Outcome]:
+        """Dies over the 5th picture, with which the next unit is lost; writes the 3rd without saying so."""
+        rounds.append(([len(unit.items) for unit in units], ahead))
+        fatal = next(i for i, unit in enumerate(units) if items[5] in unit.items)
+        for number, unit in enumerate(units):
+            if number == fatal or (len(rounds) == 1 and number == fatal + 1):
+                continue
+            records = [good(item.name) for item in unit.items]
+            parts.write(unit.part, records)
+            if len(rounds) > 1 or number != fatal + 2:
+                yield outcome_of(unit.number, records, report=False)
+
+    monkeypatch.setattr(scale, "run_units", run)
+    errors: list[str | None] = []
+    job = Job({}, str(tmp_path), (), batch_size=2)
+    state = scale._Run(job, parts, items, {}, None, lambda done, total, error: errors.append(error))
+    monkeypatch.setattr(scale, "UNITS_PER_WORKER", 5)
+    state.score(Pool(2, 1))
+    assert rounds == [([4] * 10, 2), ([2] * 4, 1)]
+    found = state.summary(str(tmp_path), 0)
+    assert (found.total, found.done, found.failed) == (40, 38, 2)
+    records = list(parts.records())
+    assert sorted(values["path"] for values in records) == sorted(item.name for item in items)
+    assert [v["path"] for v in records if "error" in v] == ["4.png", "5.png"]
+    assert [error for error in errors if error] == [f"{n}.png: {scale.LOST}" for n in (4, 5)]
