@@ -294,7 +294,8 @@ def test_units_lost_are_tried_again_batch_by_batch(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(scale, "run_units", run)
     errors: list[str | None] = []
     job = Job({}, str(tmp_path), (), batch_size=2)
-    state = scale._Run(job, parts, items, {}, None, lambda done, total, error: errors.append(error))
+    state = scale._Run(job, parts, items, on_progress=lambda done, total, error: errors.append(error))
+    state.begin({})
     monkeypatch.setattr(scale, "UNITS_PER_WORKER", 5)
     state.score(Pool(2, 1))
     assert rounds == [([4] * 10, 2), ([2] * 4, 1)]

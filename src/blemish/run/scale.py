@@ -71,40 +71,50 @@ def predict_at_scale(
     if resume and overwrite:
         raise BadOption("--resume and --overwrite exclude each other; choose one")
     check_place(place, resume=resume, overwrite=overwrite)
-    device, threads = str(loading.get("device") or "auto"), loading.get("threads")
-    check_request(crew.address, crew.workers, device)
+    check_request(crew.address, crew.workers, str(loading.get("device") or "auto"))
     items = _own_items(list_items(inputs), place)[:limit]
     if not items:
         raise BadOption("no images given; name files, folders, URLs, parquet tables, or - for standard input")
     job = Job(
         dict(loading), _absolute(place), tuple(save), batch_size, report=on_record is not None, seed=seed
     )
-    parts, with_pictures = Parts(place), any(item.error is None for item in items)
-    with ExitStack() as stack:
-        join = lambda: stack.enter_context(cluster(crew.address, crew.workers, threads, device))  # noqa: E731
-        # On this machine what is wrong with the model is said before Ray starts, which takes its time.
-        pool = join() if crew.address and with_pictures else None
-        settings, info = describe(job) if pool is None else once(describe, (job,), pool)
-        settings["engine"] = "ray"
-        if resume:
-            _check_same(place, settings)
-        elif overwrite:
-            parts.clear()
-        info |= settings | {"seed": seed, "limit": limit} | dict(about or {})
-        _write_json(place, info | {"status": "running"})
-        run = _Run(job, parts, items, parts.settle(drop_failed=True), on_record, on_progress)
-        run.fail()
-        if run.todo:
-            pool = pool or join()
-            info["workers"] = pool.size
-            run.score(pool)
-    found = parts.settle(drop_failed=False)
-    written = write_tables(parts, [item.name for item in items], len(found), TABLE_ROWS)
+    run = _Run(job, Parts(place), items, on_record, on_progress)
+    more = {"seed": seed, "limit": limit} | dict(about or {})
+    info = _score(run, crew, more, resume=resume, overwrite=overwrite)
+    found = run.parts.settle(drop_failed=False)
+    written = write_tables(run.parts, [item.name for item in items], len(found), TABLE_ROWS)
     summary = run.summary(out, started)
     counts = {key: getattr(summary, key) for key in ("total", "done", "failed", "skipped", "anomalous")}
     end = {"status": "done", "counts": counts, "seconds": round(summary.seconds, 3), "tables": written}
     _write_json(place, info | end)
     return summary
+
+
+def _score(
+    run: _Run, crew: Crew, more: Mapping[str, Any], *, resume: bool, overwrite: bool
+) -> dict[str, Any]:
+    """Everything from the model's description to the last part; returns what run.json says. more: of it."""
+    job, place = run.job, run.parts.place
+    device, threads = str(job.loading.get("device") or "auto"), job.loading.get("threads")
+    with ExitStack() as stack:
+        pool = None
+        # On this machine what is wrong with the model is said before Ray starts, which takes its time.
+        if crew.address and run.with_pictures:
+            pool = stack.enter_context(cluster(crew.address, crew.workers, threads, device))
+        settings, info = describe(job) if pool is None else once(describe, (job,), pool)
+        settings["engine"] = "ray"
+        if resume:
+            _check_same(place, settings)
+        elif overwrite:
+            run.parts.clear()
+        info |= settings | dict(more)
+        _write_json(place, info | {"status": "running"})
+        run.begin(run.parts.settle(drop_failed=True))
+        if run.todo:
+            pool = pool or stack.enter_context(cluster(crew.address, crew.workers, threads, device))
+            info["workers"] = pool.size
+            run.score(pool)
+    return info
 
 
 def describe(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -134,26 +144,26 @@ class _Run:
         job: Job,
         parts: Parts,
         items: Sequence[Item],
-        earlier: Mapping[str, bool | None],
-        on_record: Callable[[Mapping[str, Any]], None] | None,
-        on_progress: Progress | None,
+        on_record: Callable[[Mapping[str, Any]], None] | None = None,
+        on_progress: Progress | None = None,
     ) -> None:
-        self.job, self.parts, self.on_record, self.show = job, parts, on_record, on_progress
-        verdicts = [earlier[item.name] for item in items if item.name in earlier]
-        judged = [verdict for verdict in verdicts if verdict is not None]
-        left = [(n, item) for n, item in enumerate(items) if item.name not in earlier]
-        self.todo = [(n, item) for n, item in left if item.error is None]
-        self.pictureless = [item for _, item in left if item.error is not None]
-        self.total, self.skipped = len(items), len(verdicts)
-        self.done, self.failed = self.skipped, 0
-        self.judged, self.anomalous = len(judged), sum(judged)
-        self._report(None)
+        self.job, self.parts, self.items = job, parts, items
+        self.on_record, self.show = on_record, on_progress
+        self.total, self.with_pictures = len(items), any(item.error is None for item in items)
+        self.todo: list[tuple[int, Item]] = []
+        self.skipped = self.done = self.failed = self.judged = self.anomalous = 0
 
-    def fail(self) -> None:
-        """Rows for inputs that gave no picture."""
-        if self.pictureless:
-            names = [item.name for item in self.pictureless]
-            self._write_failed(part_name(0, names), self.pictureless, "")
+    def begin(self, earlier: Mapping[str, bool | None]) -> None:
+        """Count what an earlier run has done, by path, and write rows for inputs that gave no picture."""
+        verdicts = [earlier[item.name] for item in self.items if item.name in earlier]
+        judged = [verdict for verdict in verdicts if verdict is not None]
+        self.skipped = self.done = len(verdicts)
+        self.judged, self.anomalous = len(judged), sum(judged)
+        left = [(n, item) for n, item in enumerate(self.items) if item.name not in earlier]
+        self.todo = [(n, item) for n, item in left if item.error is None]
+        self._report(None)
+        if nothing := [item for _, item in left if item.error is not None]:
+            self._write_failed(part_name(0, [item.name for item in nothing]), nothing, "")
 
     def score(self, pool: Pool) -> None:
         """Everything that is to be done, by the workers of the pool."""
