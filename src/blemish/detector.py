@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from blemish.types import Attends, Method, Remembers
 
 if TYPE_CHECKING:
     from blemish.clip.model import CLIP
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "DECODERS",
@@ -79,6 +82,19 @@ class Detector(Predictor):
     def machine(self) -> dict[str, Any]:
         """The processor, and the GPU where it is used."""
         return machine(self.device)
+
+    def compile(self) -> None:
+        """Let torch.compile make the image encoder faster, now: it takes minutes. Warns where it cannot."""
+        own: Any = self.clip.__dict__
+        size = self.setup.image_size
+        own["encode_image"] = torch.compile(self.clip.encode_image)
+        try:
+            self._forward(np.zeros((1, 3, size, size), dtype=np.float32))
+        # Compilers fail in many ways: without a C++ compiler, on other processors, in their own code.
+        except Exception as error:
+            del own["encode_image"]
+            first = (str(error) or type(error).__name__).strip().splitlines()[0]
+            log.warning("torch.compile does not work here (%s); going on without", first)
 
     def save(self, path: str | Path, notes: str = "") -> None:
         """Write the learned parts, options, image size and thresholds as our own checkpoint file.

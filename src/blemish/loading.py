@@ -153,6 +153,8 @@ def load(
     if normal is not None:
         few_shot.fill(detector, normal, shots, normal_seed)
         detector.setup = replace(detector.setup, threshold=threshold, pixel_threshold=pixel_threshold)
+    if compile:
+        detector.compile()
     return detector
 
 

@@ -32,12 +32,18 @@ def add_to_onnx(
     graph.initializer.extend(
         [
             numbers(np.array([size, size], dtype=np.int64), "input_size"),
+            numbers(np.array([1], dtype=np.int64), "input_one"),
+            *(numbers(np.array(c, dtype=np.int64), f"input_c{c}") for c in range(3)),
             numbers(scale.astype(np.float32).reshape(1, 3, 1, 1), "input_scale"),
             numbers(shift.astype(np.float32).reshape(1, 3, 1, 1), "input_shift"),
         ]
     )
+    # Channels are taken apart and put in front: ONNX Runtime would move a Transpose past Resize, and fails at it.
+    planes = [f"input_plane{c}" for c in range(3)]
     steps = [
-        helper.make_node("Transpose", [INPUT], ["input_planes"], perm=[0, 3, 1, 2]),
+        *(helper.make_node("Gather", [INPUT, f"input_c{c}"], [f"input_flat{c}"], axis=3) for c in range(3)),
+        *(helper.make_node("Unsqueeze", [f"input_flat{c}", "input_one"], [planes[c]]) for c in range(3)),
+        helper.make_node("Concat", planes, ["input_planes"], axis=1),
         helper.make_node(
             "Resize",
             ["input_planes", "", "", "input_size"],

@@ -26,8 +26,8 @@ def quantise_onnx(
     """An ONNX model whose large products have 8-bit weights.
 
     inputs: network inputs that the ranges of activations are measured on; None leaves their ranges to be found
-    for each image at run time. image_size: tells the smoothing of maps, which stays exact, from layers. properties: the target's
-    metadata.
+    for each image at run time. image_size: tells the smoothing of maps, which stays exact, from layers.
+    properties: the target's metadata.
     """
     onnx: Any = require("onnx")
     require("onnxruntime")
