@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -196,6 +197,22 @@ def test_too_few_verdicts(checkpoint: Path, database: Path, capfd: pytest.Captur
         assert words in shown.err and shown.err.count("\n") <= 2
     assert checkpoint.read_bytes() == before and not (database.parent / "none.db").exists()
     assert main([*base, str(database), "--false-alarm-rate", "0.5"]) == 0
+
+
+def test_verdicts_on_an_exported_model_count(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    detector, path = blemish.load(checkpoint=checkpoint), tmp_path / "exported.db"
+    runtime = replace(detector.setup, runtime="onnx", runtime_sha256="ab")
+    with contextlib.closing(History(open_database(path))) as history:
+        for precision in ("int8", detector.precision):
+            about = describe_model(SimpleNamespace(setup=runtime, precision=precision), None)  # type: ignore[arg-type]
+            history.add_model(fingerprint(about), about)
+            scores = {"correct": [0.1, 0.2], "confirmed": [0.8, 0.9]}
+            record(history, fingerprint(about), {"correct": [0.99] * 2} if precision == "int8" else scores)
+    assert main(["calibrate", "--from-db", str(path), "--checkpoint", str(checkpoint)]) == 0
+    assert "2 normal and 2 anomalous images" in capfd.readouterr().out
+    assert read_meta(checkpoint).image_threshold == pytest.approx(0.5)
 
 
 def test_weights_hash(tmp_path: Path) -> None:
