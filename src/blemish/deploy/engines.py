@@ -120,7 +120,7 @@ class OpenVinoEngine:
         self.path = path
         core = openvino.Core()
         try:
-            model = core.read_model(path)
+            model = core.read_model(str(path))
         except Exception as error:
             raise _unreadable(path, error) from error
         self.meta = meta = ModelMeta.from_properties(_rt_info(model), path)
@@ -166,9 +166,8 @@ def open_engine(
 def _rt_info(model: Any) -> dict[str, str]:
     """The text pairs below "blemish" in an OpenVINO model's rt_info."""
     section = PREFIX.rstrip(".")
-    if not model.has_rt_info([section]):
-        return {}
-    return {f"{PREFIX}{key}": value.value for key, value in model.get_rt_info([section]).value.items()}
+    places = ((f"{PREFIX}{name}", [section, name]) for name in ModelMeta.names())
+    return {key: model.get_rt_info(place).astype(str) for key, place in places if model.has_rt_info(place)}
 
 
 def _providers(ort: ModuleType, device: str) -> tuple[list[Any], str]:

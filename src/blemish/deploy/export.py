@@ -199,7 +199,7 @@ def _write(program: torch.export.ExportedProgram, path: Path, kind: str, meta: M
     openvino: Any = require("openvino")
     between = path.with_suffix(".onnx")
     write_onnx(program, between, {}, opset)
-    model = openvino.convert_model(between)
+    model = openvino.convert_model(str(between))
     for file in model_files(between):
         file.unlink()
     _save_openvino(model, path, properties)
@@ -210,7 +210,7 @@ def _save_openvino(model: Any, path: Path, properties: dict[str, str]) -> None:
     openvino: Any = require("openvino")
     for key, value in properties.items():
         model.set_rt_info(value, [PREFIX.rstrip("."), key.removeprefix(PREFIX)])
-    openvino.save_model(model, path, compress_to_fp16=False)
+    openvino.save_model(model, str(path), compress_to_fp16=False)
 
 
 def _quantise(

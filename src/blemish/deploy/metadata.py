@@ -38,6 +38,11 @@ class ModelMeta:
     created: str = ""
     format_version: int = FORMAT_VERSION
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """Every key that a model may have, without the prefix."""
+        return [f.name for kind in (Setup, cls) for f in dataclasses.fields(kind) if f.name != "setup"]
+
     def to_properties(self) -> dict[str, str]:
         """Flat text pairs, as both file formats hold them; `from_properties` is the reverse."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "setup"}
