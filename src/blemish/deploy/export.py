@@ -255,7 +255,9 @@ def _add_preprocessing(
     engine: Engine = open_engine(path, precision="fp32")
     count = min(len(images), parity.SAMPLES)
     expected = Answers(plain.maps[:count], plain.scores[:count], 0.0)
-    found: Difference = parity.check(engine, images[:count], expected, parity.PREPROCESS_TOLERANCE)
+    exact = meta.precision == "fp32"
+    limit = parity.PREPROCESS_TOLERANCE if exact else parity.PREPROCESS_TOLERANCE_INT8
+    found: Difference = parity.check(engine, images[:count], expected, limit)
     return max(found.map, found.score)
 
 

@@ -17,6 +17,8 @@ from blemish.errors import BadDataset, ExportError
 TOLERANCE = 1e-4
 # Resizing inside differs from Pillow's in single pixels, by one level of 255.
 PREPROCESS_TOLERANCE = 0.02
+# In eight bits such a level can push a value over the next step, and with it what follows.
+PREPROCESS_TOLERANCE_INT8 = 0.2
 SAMPLES, SAMPLE_SIDE = 4, 256
 TIMED = 5
 
