@@ -10,17 +10,45 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
+from blemish.predictor import Outputs, Setup
 from browser import chromium
 
 pytest.importorskip("fastapi", reason="the service's packages are not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from page_server import DarkSpots, RunningService, spotted  # noqa: E402
+from serving import Running, StubPredictor, running  # noqa: E402
 
-WAIT = 15_000
+WAIT = 60_000  # milliseconds
 EXPECTED_LOGS = "Failed to load resource"  # what Chromium says of each answer that is an error
 TWO_SPOTS = (30, 20, 79, 59), (130, 60, 169, 99)
+
+
+class DarkSpots(StubPredictor):
+    """Dark pixels are anomalous: map = 1 - brightness at 64 x 64, score = its largest value."""
+
+    def __init__(self) -> None:
+        super().__init__(Setup("dark_spots", "none", 64, threshold=0.5, pixel_threshold=0.4))
+
+    def _forward(self, inputs: np.ndarray, attention: bool = False) -> Outputs:
+        maps = np.clip(1 - inputs.mean(axis=1), 0, 1).astype(np.float32)
+        return maps, maps.max(axis=(1, 2)), [None] * len(maps)
+
+
+def spotted(path: Path, *spots: tuple[int, int, int, int], size: tuple[int, int] = (200, 120)) -> Path:
+    """A light picture, width x height, with dark boxes; a grey gradient keeps its map from being flat."""
+    width, height = size
+    grey = np.linspace(200, 235, width, dtype=np.uint8)
+    picture = Image.fromarray(np.repeat(np.tile(grey, (height, 1))[:, :, None], 3, axis=2))
+    for number, box in enumerate(spots):
+        ImageDraw.Draw(picture).rectangle(box, fill=(20 + 40 * number,) * 3)
+    picture.save(path)
+    return path
+
+
+def url(service: Running) -> str:
+    return f"http://127.0.0.1:{service.port}"
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +64,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("service")
-    running = RunningService(db=str(folder / "history.db"), keep=str(folder / "kept"))
-    yield running
-    running.stop()
+    with running(DarkSpots(), db=str(folder / "history.db"), keep=str(folder / "kept")) as service:
+        yield service
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +82,10 @@ def chrome() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(chrome: Any) -> Iterator[Callable[..., Any]]:
-    """visit(url, **context) -> a new page; afterwards it must have logged no error and asked nobody else."""
+    """visit(address, **context) -> a new page; afterwards it must have logged no error and asked nobody else."""
     opened: list[tuple[Any, str, list[str], list[str]]] = []
 
-    def visit(url: str, width: int = 1280, height: int = 800, **context: Any) -> Any:
+    def visit(address: str, width: int = 1280, height: int = 800, **context: Any) -> Any:
         room = chrome.new_context(viewport={"width": width, "height": height}, **context)
         page = room.new_page()
         page.set_default_timeout(WAIT)
@@ -67,15 +94,15 @@ def visit(chrome: Any) -> Iterator[Callable[..., Any]]:
         page.on("console", lambda message: logs.append(message.text) if message.type != "log" else None)
         page.on("pageerror", lambda error: logs.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
-        opened.append((room, url, logs, requests))
-        page.goto(url)
+        opened.append((room, address, logs, requests))
+        page.goto(address)
         return page
 
     yield visit
-    for room, url, logs, requests in opened:
+    for room, address, logs, requests in opened:
         room.close()
         assert not [line for line in logs if EXPECTED_LOGS not in line]
-        assert not [asked for asked in requests if not asked.startswith((f"{url}/", "blob:"))]
+        assert not [asked for asked in requests if not asked.startswith((f"{address}/", "blob:"))]
 
 
 def give(page: Any, *files: Path, shown: int | None = None) -> None:
@@ -93,6 +120,12 @@ def wait_for(page: Any, condition: str) -> None:
         page.wait_for_timeout(20)
 
 
+def settle(page: Any) -> None:
+    """The page redraws with the next frame, however long a busy machine takes for it."""
+    for _ in range(3):
+        page.evaluate("() => new Promise(requestAnimationFrame)")
+
+
 def mask_pixels(page: Any) -> int:
     return int(page.get_attribute("#mask", "data-pixels"))
 
@@ -100,7 +133,7 @@ def mask_pixels(page: Any) -> int:
 def set_number(page: Any, field: str, value: float) -> None:
     page.fill(field, str(value))
     page.press(field, "Enter")
-    page.wait_for_timeout(60)  # redrawn with the next frame
+    settle(page)
 
 
 def posts(page: Any) -> Callable[[], int]:
@@ -123,9 +156,9 @@ def stage_colors(page: Any) -> int:
 
 
 def test_map_appears_and_slider_changes_mask(
-    visit: Callable[..., Any], service: RunningService, pictures: Path
+    visit: Callable[..., Any], service: Running, pictures: Path
 ) -> None:
-    page = visit(service.url)
+    page = visit(url(service))
     give(page, pictures / "a_spots.png")
     expected = DarkSpots().predict(pictures / "a_spots.png")
     assert expected.mask is not None
@@ -140,24 +173,24 @@ def test_map_appears_and_slider_changes_mask(
     before = mask_pixels(page)
     page.focus("#pixel-threshold")
     page.keyboard.press("PageDown")
-    page.wait_for_timeout(60)
+    settle(page)
     assert mask_pixels(page) > before
     page.click("#reset")
-    page.wait_for_timeout(60)
+    settle(page)
     assert mask_pixels(page) == np.count_nonzero(expected.mask)
     colorful = stage_colors(page)
     page.keyboard.press("Escape")
     page.focus("#stage")
     page.keyboard.press("o")
-    page.wait_for_timeout(60)
+    settle(page)
     assert stage_colors(page) < colorful
     assert asked() == 0
 
 
 def test_threshold_moves_every_decision_and_is_recorded(
-    visit: Callable[..., Any], service: RunningService, pictures: Path
+    visit: Callable[..., Any], service: Running, pictures: Path
 ) -> None:
-    page = visit(service.url)
+    page = visit(url(service))
     give(page, pictures / "a_spots.png", pictures / "b_clean.png")
     asked = posts(page)
     assert page.locator("#thumbs [data-state=anomalous]").count() == 1
@@ -167,18 +200,16 @@ def test_threshold_moves_every_decision_and_is_recorded(
     assert page.is_visible("#changed")
     assert asked() == 0
     give(page, pictures / "c_spot.png", shown=3)
-    last = service.get("/v1/history?limit=1")["items"][0]
+    last = service.ask("GET", "/v1/history?limit=1").json["items"][0]
     assert (last["name"], last["threshold"], last["is_anomalous"]) == ("c_spot.png", 0.99, False)
 
 
-def test_gallery_sorts_and_filters(
-    visit: Callable[..., Any], service: RunningService, pictures: Path
-) -> None:
-    page = visit(service.url)
+def test_gallery_sorts_and_filters(visit: Callable[..., Any], service: Running, pictures: Path) -> None:
+    page = visit(url(service))
     give(page, *(pictures / name for name in ("c_spot.png", "b_clean.png", "a_spots.png")))
 
     def names() -> list[str]:
-        page.wait_for_timeout(60)
+        settle(page)
         return [str(name) for name in page.locator("#thumbs .name").all_text_contents()]
 
     page.select_option("#sort", "highest")
@@ -209,9 +240,8 @@ def test_gallery_sorts_and_filters(
 
 def test_verdict_survives_restart(visit: Callable[..., Any], tmp_path: Path, pictures: Path) -> None:
     options = {"db": str(tmp_path / "history.db"), "keep": str(tmp_path / "kept")}
-    first = RunningService(**options)
-    try:
-        page = visit(first.url)
+    with running(DarkSpots(), **options) as first:
+        page = visit(url(first))
         give(page, pictures / "a_spots.png", pictures / "b_clean.png")
         page.locator("#thumbs li", has_text="a_spots").click()
         page.keyboard.press("m")  # does not fit what was called anomalous
@@ -222,13 +252,10 @@ def test_verdict_survives_restart(visit: Callable[..., Any], tmp_path: Path, pic
         page.keyboard.press("g")
         wait_for(page, "document.getElementById('verdict-note').textContent === 'Stored.'")
         page.context.close()
-    finally:
-        first.stop()
-    second = RunningService(**options)
-    try:
-        found = {item["name"]: item["verdict"] for item in second.get("/v1/history")["items"]}
+    with running(DarkSpots(), **options) as second:
+        found = {item["name"]: item["verdict"] for item in second.ask("GET", "/v1/history").json["items"]}
         assert found == {"a_spots.png": "confirmed", "b_clean.png": "correct"}
-        page = visit(second.url)
+        page = visit(url(second))
         page.click("#tab-history")
         page.wait_for_selector("#history-rows tr")
         row = page.locator("#history-rows tr", has_text="a_spots.png")
@@ -249,14 +276,12 @@ def test_verdict_survives_restart(visit: Callable[..., Any], tmp_path: Path, pic
         assert expected.mask is not None
         assert mask_pixels(page) == np.count_nonzero(expected.mask)
         assert page.get_attribute("[data-verdict=false_alarm]", "aria-pressed") == "true"
-    finally:
-        second.stop()
 
 
 def test_folder_paste_and_errors_of_single_pictures(
-    visit: Callable[..., Any], service: RunningService, pictures: Path
+    visit: Callable[..., Any], service: Running, pictures: Path
 ) -> None:
-    page = visit(service.url)
+    page = visit(url(service))
     page.set_input_files("#folder", str(pictures))
     wait_for(page, "document.querySelectorAll('#thumbs li').length === 3")
     page.wait_for_selector("#failures:not([hidden])")
@@ -282,9 +307,9 @@ def test_folder_paste_and_errors_of_single_pictures(
 
 
 def test_busy_server_is_waited_for_and_batches_are_cancelled(
-    visit: Callable[..., Any], service: RunningService, pictures: Path
+    visit: Callable[..., Any], service: Running, pictures: Path
 ) -> None:
-    page = visit(service.url)
+    page = visit(url(service))
     answers: list[int] = []
 
     def busy(route: Any) -> None:
@@ -313,9 +338,8 @@ def test_busy_server_is_waited_for_and_batches_are_cancelled(
 
 
 def test_token_is_asked_for_once(visit: Callable[..., Any], pictures: Path) -> None:
-    service = RunningService(token="right-one")
-    try:
-        page = visit(service.url)
+    with running(DarkSpots(), token="right-one") as service:
+        page = visit(url(service))
         for token in ("wrong", "right-one"):
             page.wait_for_selector("#token[open]")
             page.fill("#token-value", token)
@@ -326,12 +350,10 @@ def test_token_is_asked_for_once(visit: Callable[..., Any], pictures: Path) -> N
         give(page, pictures / "a_spots.png")
         page.click("#tab-history")
         assert page.is_visible("#history-off")
-    finally:
-        service.stop()
 
 
-def test_camera(visit: Callable[..., Any], service: RunningService) -> None:
-    page = visit(service.url)
+def test_camera(visit: Callable[..., Any], service: Running) -> None:
+    page = visit(url(service))
     page.click("#pick-camera")
     page.wait_for_selector("text=The browser may not use the camera")
     page.context.grant_permissions(["camera"])
@@ -343,8 +365,8 @@ def test_camera(visit: Callable[..., Any], service: RunningService) -> None:
     assert page.text_content("#thumbs .name").startswith("camera-")
 
 
-def test_keyboard_alone(visit: Callable[..., Any], service: RunningService, pictures: Path) -> None:
-    page = visit(service.url)
+def test_keyboard_alone(visit: Callable[..., Any], service: Running, pictures: Path) -> None:
+    page = visit(url(service))
     give(page, pictures / "a_spots.png", pictures / "b_clean.png", pictures / "c_spot.png")
     page.select_option("#sort", "name")
     page.evaluate("document.activeElement.blur()")
@@ -423,9 +445,9 @@ CONTRAST = """() => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_phone_width_and_contrast(
-    visit: Callable[..., Any], service: RunningService, pictures: Path, scheme: str
+    visit: Callable[..., Any], service: Running, pictures: Path, scheme: str
 ) -> None:
-    page = visit(service.url, width=360, height=740, color_scheme=scheme, has_touch=True)
+    page = visit(url(service), width=360, height=740, color_scheme=scheme, has_touch=True)
     overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert page.evaluate("document.documentElement.dataset.theme") == scheme
     assert page.evaluate(overflow) == 0

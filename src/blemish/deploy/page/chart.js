@@ -11,7 +11,7 @@ const TOP = 8;
 const share = (a, b) => (a + b ? a / (a + b) : null);
 
 export const RATES = [
-  { name: "Called anomalous", kind: "called", of: (p) => share(p.anomalous, p.count - p.anomalous) },
+  { name: "Share called anomalous", kind: "called", of: (p) => share(p.anomalous, p.count - p.anomalous) },
   { name: "False alarms among judged alarms", kind: "false", of: (p) => share(p.false_alarm, p.confirmed) },
   { name: "Missed among judged normal calls", kind: "missed", of: (p) => share(p.missed, p.correct) },
 ];

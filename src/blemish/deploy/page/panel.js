@@ -103,7 +103,7 @@ export class Panel {
     const threshold = thresholdFor(this.item);
     const used = threshold === null ? scores : [...scores, threshold];
     const [low, high] = [Math.min(0, ...used), Math.max(1, ...used)];
-    place("threshold", low, high, threshold);
+    place("threshold", low, high, threshold, this.item && threshold !== null ? WORDS[decision(this.item)][1] : "");
     this.scoreRange = [low, high];
     this.drawScores();
     const [mapLow, mapHigh] = this.item?.mapRange ?? settings.model.map_range ?? [0, 1];
@@ -161,6 +161,7 @@ export class Panel {
     }
     const pixels = found.count * factor * factor;
     text.dataset.pixels = String(found.count);
+    byId("pixel-threshold").setAttribute("aria-valuetext", `${fixed(pixelThresholdFor(this.item))}, ${percent(found.share, 2)} above`);
     const about = factor > 1 ? "about " : "";
     text.textContent = found.count
       ? `${plural(found.regions.length, "region")}, ${about}${whole(pixels)} px, ${percent(found.share, 2)} of the picture`
@@ -179,12 +180,15 @@ export class Panel {
   }
 }
 
-/** Set a slider and its number field; null: nothing is set yet, the slider stands at its upper end. */
-function place(id, low, high, value) {
+/**
+ * Set a slider and its number field; null: nothing is set yet, the slider stands at its upper end. outcome: what the
+ * value leads to, said with it, since who cannot see the page would have to leave the slider to hear it.
+ */
+function place(id, low, high, value, outcome = "") {
   const [slider, number] = [byId(id), byId(`${id}-number`)];
   slider.min = low;
   slider.max = high;
   slider.value = value ?? high;
-  slider.setAttribute("aria-valuetext", value === null ? "not set" : fixed(value));
+  slider.setAttribute("aria-valuetext", [value === null ? "not set" : fixed(value), outcome].filter(Boolean).join(", "));
   if (document.activeElement !== number || number.validity.valid) number.value = value === null ? "" : +value.toPrecision(6);
 }
