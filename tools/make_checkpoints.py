@@ -16,7 +16,9 @@ import time
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
+
+from blemish.files import write_whole
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "src/blemish/clip/tiny"
@@ -71,9 +73,8 @@ def install(source: Path, target: Path) -> None:
     with safe_open(source, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         header = file.metadata()
-    save_file(
-        {k: t.half() if t.is_floating_point() else t for k, t in tensors.items()}, target, metadata=header
-    )
+    halves = {k: t.half() if t.is_floating_point() else t for k, t in tensors.items()}
+    write_whole(target, save(halves, metadata=header))
 
 
 def make(method: str, out: Path) -> None:
