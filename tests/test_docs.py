@@ -84,7 +84,7 @@ def test_python_in_pages_is_python(page: Path) -> None:
 def lines_of(page: Path) -> Iterator[tuple[str, list[str], bool]]:
     """Command lines: (line, its words, whether it stands in a fence, ready to be run)."""
     for code in fences(page, "") + fences(page, "sh"):
-        for line in code.splitlines():
+        for line in code.replace("\\\n", " ").splitlines():
             yield line, shlex.split(line, comments=True), not line.endswith("…")
     for line in re.findall(r"`(blemish [^`]+)`", FENCE.sub("", text(page)).replace("\n", " ")):
         yield line, shlex.split(line), False
