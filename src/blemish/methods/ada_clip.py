@@ -310,4 +310,6 @@ def k_means(points: Tensor, clusters: int, steps: int = K_MEANS_STEPS) -> Tensor
 
 def _distances(points: Tensor, centres: Tensor) -> Tensor:
     """(B, N, C), (B, K, C) -> (B, N, K); differences are taken, since products of near points cancel."""
+    if torch.compiler.is_exporting():  # ONNX has no such operator
+        return (points[:, :, None] - centres[:, None]).square().sum(dim=-1).sqrt()
     return torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist")
