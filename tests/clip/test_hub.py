@@ -17,6 +17,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
+from blemish.cli import main
 from blemish.clip import hub
 from blemish.clip.config import CLIPConfig, TextConfig, VisionConfig
 from blemish.clip.hub import BACKBONES, Backbone, locate
@@ -318,3 +319,37 @@ def test_embedded_backbone_comes_from_the_package(tmp_path: Path, monkeypatch: p
 def test_names_are_listed_without_torch() -> None:
     code = "import sys, blemish.clip.hub; sys.exit(bool({'torch', 'huggingface_hub'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_fetch_gets_and_verifies(
+    fake_hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_clip_files(fake_hub.root / FIRST)
+    assert main(["fetch", "small", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["repository"] == FIRST and Path(found["path"]).exists()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_clip("small").fingerprint == found["fingerprint"]
+
+
+def test_fetch_refuses_a_damaged_file(fake_hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    open_clip_files(fake_hub.root / FIRST)
+    file = fake_hub.root / FIRST / "open_clip_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert main(["fetch", "small"]) == 2
+    assert "open_clip_model.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("mvtec", "blemish info FOLDER --dataset mvtec"),
+        ("vcp_clip", "docs/methods/vcp_clip.md"),
+        ("nothing", "ViT-L-14-336"),
+        ("small", "not reachable"),
+    ],
+)
+def test_fetch_says_where_to_ask(name: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fetch", name]) == 2
+    said = capsys.readouterr().err
+    assert words in said and "Traceback" not in said and len(said.splitlines()) <= 2

@@ -1,6 +1,6 @@
 """The `blemish` command: thin verbs, each calling one public function. Nothing heavy is imported up here."""
 
-from blemish.cli import benchmark, calibrate, evaluate, export, look, predict, serve, synth, train
+from blemish.cli import benchmark, calibrate, evaluate, export, fetch, look, predict, serve, synth, train
 from blemish.cli.shared import app, main
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "calibrate",
     "evaluate",
     "export",
+    "fetch",
     "look",
     "main",
     "predict",
