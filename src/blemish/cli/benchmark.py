@@ -1,7 +1,5 @@
 """`blemish benchmark`."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -91,7 +89,7 @@ def benchmark(
         return summary.exit_code
 
 
-def _summarise(summary: BenchmarkSummary) -> None:
+def _summarise(summary: "BenchmarkSummary") -> None:
     parts = [f"{summary.done} of {summary.total} cells done"]
     if summary.skipped:
         parts.append(f"{summary.skipped} of them earlier")

@@ -1,7 +1,5 @@
 """`blemish calibrate`."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -132,7 +130,7 @@ def calibrate(
         return found.exit_code
 
 
-def _report(found: Calibration) -> Iterator[str]:
+def _report(found: "Calibration") -> Iterator[str]:
     """What a person wants to know, line by line."""
     thresholds = found.thresholds
     yield (
@@ -164,7 +162,7 @@ def _report(found: Calibration) -> Iterator[str]:
         yield f"{len(found.failed)} of {found.total} images failed and were left out"
 
 
-def _row(name: str, rate: Rate | None) -> Iterator[str]:
+def _row(name: str, rate: "Rate | None") -> Iterator[str]:
     if rate is not None:
         between = f"{rate.low:.1%} to {rate.high:.1%}"
         yield f"{name:<42}{rate.value:>8.1%}  {between:<18}{rate.count} of {rate.total}"

@@ -1,7 +1,5 @@
 """`blemish evaluate`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -159,7 +157,7 @@ def evaluate(
 
 
 def _evaluate(
-    options: EvaluateCommand,
+    options: "EvaluateCommand",
     own: Mapping[str, Any],
     *,
     resume: bool,
@@ -208,7 +206,7 @@ def _evaluate(
     return exit_code(found)
 
 
-def _spread(options: EvaluateCommand, own: Mapping[str, Any]) -> AbstractContextManager[Spread | None]:
+def _spread(options: "EvaluateCommand", own: Mapping[str, Any]) -> "AbstractContextManager[Spread | None]":
     """The workers of --engine ray; nobody for the local engine."""
     if options.engine == "local":
         return nullcontext()
@@ -219,7 +217,7 @@ def _spread(options: EvaluateCommand, own: Mapping[str, Any]) -> AbstractContext
     return spread_over(Crew(options.workers, options.address), recipe)
 
 
-def _show(found: Evaluation) -> None:
+def _show(found: "Evaluation") -> None:
     """The tables on standard output."""
     from rich.console import Console
 
@@ -237,7 +235,7 @@ def _show(found: Evaluation) -> None:
         console.print(means_table(found))
 
 
-def _summarise(found: Evaluation, out: Path) -> None:
+def _summarise(found: "Evaluation", out: Path) -> None:
     for note in found.notes:
         say(f"note: {note}")
     images = sum(c.normal + c.anomalous for c in found.classes.values())

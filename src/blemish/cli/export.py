@@ -1,7 +1,5 @@
 """`blemish export`."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -114,7 +112,7 @@ def export(
         return 0
 
 
-def _report(report: ExportReport) -> Iterator[str]:
+def _report(report: "ExportReport") -> Iterator[str]:
     """What a person wants to know, line by line."""
     written = ", ".join(map(str, report.files))
     yield f"{written}: {report.method}, {report.precision}, {report.bytes / 1e6:.1f} MB"

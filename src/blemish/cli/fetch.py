@@ -1,7 +1,5 @@
 """`blemish fetch`: weights ahead of use."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from typing import Annotated

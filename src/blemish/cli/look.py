@@ -1,7 +1,5 @@
 """`blemish list`, `blemish info` and `blemish doctor`: what there is."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from enum import StrEnum
@@ -133,7 +131,7 @@ def _describe(file: Path, as_json: bool) -> int:
     return EXIT_NOTHING_DONE if found["kind"] == "unknown" else EXIT_DONE
 
 
-def _prepare(dataset: Dataset, out: Path, quiet: bool) -> int:
+def _prepare(dataset: "Dataset", out: Path, quiet: bool) -> int:
     from blemish.data.prepare import prepare
 
     failed = 0
@@ -153,7 +151,9 @@ def _prepare(dataset: Dataset, out: Path, quiet: bool) -> int:
     return EXIT_SOME_FAILED if failed else EXIT_DONE
 
 
-def _check(dataset: Dataset, image_size: int | None, threads: int | None, quiet: bool, as_json: bool) -> int:
+def _check(
+    dataset: "Dataset", image_size: int | None, threads: int | None, quiet: bool, as_json: bool
+) -> int:
     from blemish.catalogue import dataset_lines
     from blemish.data.check import check_dataset
 

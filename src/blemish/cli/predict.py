@@ -1,7 +1,5 @@
 """`blemish predict`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -250,7 +248,7 @@ def _record_line(record: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _summarise(summary: RunSummary, where: str) -> None:
+def _summarise(summary: "RunSummary", where: str) -> None:
     parts = [f"{summary.done} of {summary.total} images done"]
     if summary.skipped:
         parts.append(f"{summary.skipped} of them earlier")

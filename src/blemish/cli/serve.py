@@ -1,7 +1,5 @@
 """`blemish serve`."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path
@@ -140,7 +138,7 @@ def serve(
         words = _class_name(PredictOptions(class_name=options.class_name, class_names=options.class_names))
         loading = {key: getattr(options, key) for key in LOAD_KEYS} | {"class_name": words}
 
-        def load() -> tuple[Predictor, Path | None]:
+        def load() -> "tuple[Predictor, Path | None]":
             if options.runtime is None:
                 import torch
 

@@ -1,7 +1,5 @@
 """`blemish train`."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
@@ -142,7 +140,7 @@ def train(
     return EXIT_DONE
 
 
-def _summarise(summary: TrainSummary, quiet: bool, as_json: bool) -> None:
+def _summarise(summary: "TrainSummary", quiet: bool, as_json: bool) -> None:
     thresholds = summary.thresholds
     if as_json:
         row = {
