@@ -31,6 +31,7 @@ from blemish.clip.config import CLIPConfig, TextConfig, VisionConfig
 from blemish.clip.model import CLIP
 from blemish.clip.tokenizer import Tokenizer
 from blemish.clip.weights import save_clip
+from blemish.machine import keep_freed_memory
 from lite_stem import load_stem
 from tiny_losses import NOUNS, SPEC, Losses, encode, normalise, state_prompts
 from tiny_pictures import FAMILIES, batches
@@ -66,7 +67,8 @@ SAVE_SECONDS, LOG_STEPS, VALIDATE_PICTURES = 120, 25, 4800
 class Phase:
     """Train until `pictures` have been seen in all, on pictures of `least` to `most` pixels.
 
-    patches: of a batch. stem: how many of the stem's last blocks learn too, at a tenth of the rate.
+    patches: of a batch. families: of the generator, one of FAMILIES. stem: how many of the stem's last blocks learn
+    too, at a tenth of the rate.
     """
 
     pictures: int
@@ -75,14 +77,16 @@ class Phase:
     patches: int
     lr: float
     final_lr: float
+    families: str = "training"
     stem: int = 0
 
 
-# constant rate on small pictures first, larger ones later, then a decay
+# Constant rate on small pictures first, larger ones later, then a decay. The held-out families, which judge the first
+# phases, join in the last.
 RECIPE = (
-    Phase(30_000, 128, 192, 4800, 8e-4, 8e-4),
-    Phase(50_000, 160, 256, 6400, 8e-4, 4e-4),
-    Phase(64_000, 192, 320, 7200, 4e-4, 2e-6, stem=3),
+    Phase(40_000, 128, 192, 4800, 8e-4, 8e-4),
+    Phase(80_000, 160, 256, 6400, 8e-4, 6e-4),
+    Phase(110_000, 192, 384, 7200, 6e-4, 2e-6, families="all", stem=3),
 )
 
 
@@ -152,7 +156,7 @@ def parameter_groups(clip: CLIP) -> list[dict[str, Any]]:
 
 def begin_phase(clip: CLIP, phase: Phase, wanted: Any) -> None:
     """Tell the drawing processes the sizes, and thaw what learns from now on."""
-    wanted[0], wanted[1], wanted[2] = phase.least, phase.most, phase.patches
+    wanted[:] = [phase.least, phase.most, phase.patches, list(FAMILIES).index(phase.families)]
     blocks = list(clip.visual.stem.blocks)
     for block in blocks[len(blocks) - phase.stem :]:
         block.requires_grad_(True)
@@ -219,9 +223,10 @@ class Log:
             file.write(json.dumps({k: round(v, 6) for k, v in line.items()}) + "\n")
 
 
-def train_backbone(folder: Path, families: str, workers: int, threads: int) -> None:
+def train_backbone(folder: Path, workers: int, threads: int) -> None:
     """Walk through RECIPE, saving every few minutes; started again, it goes on where it was."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     folder.mkdir(parents=True, exist_ok=True)
     clip = build_clip(folder)
     optimiser = torch.optim.AdamW(parameter_groups(clip), betas=(0.9, 0.98))
@@ -231,9 +236,9 @@ def train_backbone(folder: Path, families: str, workers: int, threads: int) -> N
         clip.load_state_dict(state["clip"])
         optimiser.load_state_dict(state["optimiser"])
         seen, seconds = state["seen"], state["seconds"]
-    wanted = mp.get_context("spawn").Array("i", 3)
+    wanted = mp.get_context("spawn").Array("i", 4)
     begin_phase(clip, rate(seen)[0], wanted)
-    stream = batches(1_000_000 + seen, wanted, workers, families)
+    stream = batches(1_000_000 + seen, wanted, workers)
     losses, log = Losses(clip.train(), np.random.default_rng(seen)), Log(folder / "log.jsonl", seconds)
     validation = Validation("held_out")
     saved, judged = time.time(), seen
@@ -293,12 +298,11 @@ def main() -> None:
     parser.add_argument("stage", choices=["backbone", "install"])
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--to", type=Path, default=TINY)
-    parser.add_argument("--families", choices=list(FAMILIES), default="all")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     if given.stage == "backbone":
-        train_backbone(given.out, given.families, given.workers, given.threads)
+        train_backbone(given.out, given.workers, given.threads)
     else:
         install(given.out, given.to)
 
