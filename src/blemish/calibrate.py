@@ -326,7 +326,8 @@ class _Histogram:
     @property
     def totals(self) -> np.ndarray:
         """Values of each kind; int64 (kinds,)."""
-        return self._counts.sum(axis=(0, 2))
+        totals: np.ndarray = self._counts.sum(axis=(0, 2))
+        return totals
 
     def add(self, kind: int, values: np.ndarray) -> None:
         """values: float32 (N,), finite."""
@@ -358,7 +359,9 @@ class _Histogram:
     def above(self, level: float) -> np.ndarray:
         """Values above `level` of each kind; exact when no value of its own bin is. int64 (kinds,)."""
         numbers, counts = self.falling()
-        return counts[:, numbers > self._number(np.array([level], dtype=np.float32))].sum(axis=1)
+        beyond = numbers > self._number(np.array([level], dtype=np.float32))
+        above: np.ndarray = counts[:, beyond].sum(axis=1)
+        return above
 
     def end_above(self, value: np.float32) -> float:
         """The largest value of the bin of the next float32 above `value`."""

@@ -67,7 +67,8 @@ class CLIPConfig:
         for key in ("mean", "std"):
             if key in given:
                 given[key] = tuple(float(v) for v in given[key])
-        return _build(cls, given)
+        config: CLIPConfig = _build(cls, given)
+        return config
 
 
 def _build(kind: type, values: dict[str, Any]) -> Any:

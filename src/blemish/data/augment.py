@@ -195,7 +195,8 @@ def shifted(image: np.ndarray, mask: np.ndarray | None, down: float, right: floa
 
 
 def _fixed(values: np.ndarray) -> np.ndarray:
-    return np.rint(values * (1 << FRACTION)).astype(np.int64)
+    fixed: np.ndarray = np.rint(values * (1 << FRACTION)).astype(np.int64)
+    return fixed
 
 
 class _Places(NamedTuple):
@@ -238,7 +239,8 @@ def _bilinear(colours: np.ndarray, ys: np.ndarray, xs: np.ndarray) -> np.ndarray
 
     above, below = row(index), row(index + width)
     even, odd = (_mixed(a, b, up, down) for a, b in zip(above, below, strict=True))
-    return even | (odd << 8)
+    joined: np.ndarray = even | (odd << 8)
+    return joined
 
 
 def _mixed(a: np.ndarray, b: np.ndarray, of_a: np.ndarray, of_b: np.ndarray) -> np.ndarray:

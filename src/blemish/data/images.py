@@ -13,8 +13,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from blemish.data.find import IMAGE_ENDINGS, ImageRef, find_images, printable_name
+from blemish.data.find import IMAGE_ENDINGS, ImageRef, find_images
 from blemish.errors import BadImage
+from blemish.files import printable_name
 
 __all__ = [
     "IMAGE_ENDINGS",

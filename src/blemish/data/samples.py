@@ -113,7 +113,8 @@ def apply_rule(values: np.ndarray, rule: str) -> np.ndarray:
         if level and values.dtype != np.uint8 and values.size and values.max() > 255:
             level *= 257
         chosen = values > level
-    return chosen.astype(np.uint8) * np.uint8(255)
+    mask: np.ndarray = chosen.astype(np.uint8) * np.uint8(255)
+    return mask
 
 
 def _cut(pixels: np.ndarray, box: tuple[int, int, int, int], path: Path) -> np.ndarray:
@@ -137,7 +138,8 @@ def _read_picture(path: Path) -> np.ndarray:
         if image.mode in ("1", "L", *DEEP_MODES):
             turned = ImageOps.exif_transpose(image)
             return np.array(turned.convert("L") if image.mode == "1" else turned)
-    return read_image(path).max(axis=2)
+    largest: np.ndarray = read_image(path).max(axis=2)
+    return largest
 
 
 def _read_mat(path: Path) -> np.ndarray:

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from blemish.data.find import printable_name
 from blemish.deploy.history import Inspection, utc
 from blemish.deploy.serve_uploads import PredictRequest, Upload
 from blemish.errors import BadImage
-from blemish.files import write_whole
+from blemish.files import printable_name, write_whole
 from blemish.output.tables import read_map, record
 from blemish.types import Result
 

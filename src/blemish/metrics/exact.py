@@ -31,17 +31,20 @@ class SinglePixels:
         if positive:
             return scores.view(np.int32)
         bits = (scores + np.float32(0)).view(np.int32)  # -0.0 loses its sign
-        return bits ^ ((bits >> 31) & cls.ALL_BUT_SIGN)
+        keys: np.ndarray = bits ^ ((bits >> 31) & cls.ALL_BUT_SIGN)
+        return keys
 
     @classmethod
     def scores(cls, keys: np.ndarray) -> np.ndarray:
         """float32 scores of keys."""
-        return (keys ^ ((keys >> 31) & cls.ALL_BUT_SIGN)).view(np.float32)
+        scores: np.ndarray = (keys ^ ((keys >> 31) & cls.ALL_BUT_SIGN)).view(np.float32)
+        return scores
 
     @classmethod
     def pack(cls, keys: np.ndarray, areas: np.ndarray) -> np.ndarray:
         """int64 of each key with its area, below 2**32."""
-        return (keys.astype(np.int64) << 32) | areas
+        packed: np.ndarray = (keys.astype(np.int64) << 32) | areas
+        return packed
 
     @classmethod
     def unpack(cls, packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -30,7 +30,7 @@ def as_mask(mask: np.ndarray, name: str) -> np.ndarray:
     if mask.dtype == bool:
         return mask
     if mask.dtype.kind in "iu":
-        return mask != 0
+        return mask.astype(bool)
     if mask.dtype.kind != "f":
         raise BadImage(f"mask of {name} has type {mask.dtype}; expected booleans, integers or floats")
     if not np.isfinite(mask).all():

@@ -63,8 +63,9 @@ class Scale:
 
     @staticmethod
     def _outer_key(distance: np.ndarray) -> np.ndarray:
-        keys = np.abs(distance).view(np.int64) >> (52 - MANTISSA)
-        return np.clip(keys - OUTER_FIRST, 0, OUTER_BINS - 1)
+        keys: np.ndarray = np.abs(distance).view(np.int64) >> (52 - MANTISSA)
+        bins: np.ndarray = np.clip(keys - OUTER_FIRST, 0, OUTER_BINS - 1)
+        return bins
 
     def edges(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper edge of bins in score units, float64; the end bins reach to infinity."""

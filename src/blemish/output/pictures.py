@@ -83,12 +83,14 @@ def _index(anomaly_map: np.ndarray, map_range: tuple[float, float]) -> np.ndarra
     """Map values as uint8 indices of the colour table."""
     unit = _unit(anomaly_map, map_range)
     unit *= 255
-    return np.rint(unit, out=unit).astype(np.uint8)
+    index: np.ndarray = np.rint(unit, out=unit).astype(np.uint8)
+    return index
 
 
 def colorize(anomaly_map: np.ndarray, map_range: tuple[float, float]) -> np.ndarray:
     """A map (H, W) as colours, uint8 (H, W, 3); values beyond `map_range` get the end colours."""
-    return color_table()[_index(anomaly_map, map_range)]
+    colors: np.ndarray = color_table()[_index(anomaly_map, map_range)]
+    return colors
 
 
 def overlay(

@@ -9,8 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple
 
-from blemish.data.find import printable_name
-from blemish.files import cannot_write, make_folder, write_whole
+from blemish.files import cannot_write, make_folder, printable_name, write_whole
 
 
 class _Entry(NamedTuple):

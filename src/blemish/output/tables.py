@@ -13,9 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from blemish.data.find import printable_name
 from blemish.errors import BadImage
-from blemish.files import cannot_write, make_folder, write_whole
+from blemish.files import cannot_write, make_folder, printable_name, write_whole
 from blemish.types import Result
 
 KINDS = ("overlay", "mask", "map", "attention", "attention_data")

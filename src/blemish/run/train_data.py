@@ -17,7 +17,7 @@ from blemish.errors import BadDataset, BadOption, UnknownName
 from blemish.types import Sample
 
 if TYPE_CHECKING:
-    from blemish.run.train import TrainOptions
+    from blemish.run.recipe import TrainOptions
 
 # A sample with one of these cannot be trained on.
 USELESS = ("unreadable", "missing", "mask_size", "empty_mask", "empty_after_resize", "escaping_path")

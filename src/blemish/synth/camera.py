@@ -42,7 +42,8 @@ class Camera:
     @property
     def reach(self) -> float:
         """How far the shot carries a change beyond its place, as a fraction of the side."""
-        return 1.5 * self.sigma + max(map(abs, self.motion)) / self.light.shape[0]
+        side: int = self.light.shape[0]
+        return 1.5 * self.sigma + max(map(abs, self.motion)) / side
 
 
 def random_camera(rng: Rng, size: int, *, scanner: bool = False) -> Camera:

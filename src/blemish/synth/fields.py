@@ -110,7 +110,8 @@ def blur(field: Field, sigma: float, side: int | None = None) -> Field:
     if pixels < 0.2:
         return field
     widths = (0,) * (field.ndim - 2) + (pixels, pixels)
-    return ndimage.gaussian_filter(field, widths, truncate=2.5)
+    blurred: Field = ndimage.gaussian_filter(field, widths, truncate=2.5)
+    return blurred
 
 
 def soft_blur(field: Field, factor: int) -> Field:
@@ -125,12 +126,14 @@ def soft_blur(field: Field, factor: int) -> Field:
 def step(distance: Field, softness: float) -> Field:
     """Coverage 1 where distance is negative, 0 where positive, a smooth ramp of width `softness` between."""
     t = np.clip(0.5 - distance / max(softness, 1e-6), 0.0, 1.0)
-    return t * t * (3.0 - 2.0 * t)
+    ramp: Field = t * t * (3.0 - 2.0 * t)
+    return ramp
 
 
 def edge(distance: Field) -> Field:
     """Anti-aliased coverage of a shape given its signed distance (negative inside)."""
-    return np.clip(0.5 - distance * distance.shape[-1], 0.0, 1.0)
+    coverage: Field = np.clip(0.5 - distance * distance.shape[-1], 0.0, 1.0)
+    return coverage
 
 
 def rotated(

@@ -45,7 +45,8 @@ def seam(rng: Rng, image: Field) -> Field:
     half = log_uniform(rng, 0.002, 0.012)
     line = step(np.abs(v) - half, half * rng.uniform(0.5, 2) + 0.003)
     lip = step(np.abs(v - 2.2 * half) - half * 0.6, half + 0.003)
-    return image * (1 - rng.uniform(0.25, 0.8) * line) + rng.uniform(0, 0.2) * lip
+    joined: Field = image * (1 - rng.uniform(0.25, 0.8) * line) + rng.uniform(0, 0.2) * lip
+    return joined
 
 
 def ledge(rng: Rng, image: Field) -> Field:
