@@ -43,7 +43,7 @@ def models(small_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.mark.parametrize("name", NAMES)
 def test_same_results_as_the_detector(models, name: str, draw: Make) -> None:
     folder, detector = models
-    runtime = load_runtime(folder / name, threads=1)
+    runtime = load_runtime(folder / name, precision="fp32", threads=1)
     paths = [draw(f"{i}.png", (40 + i, 30)) for i in range(5)]
     for path, found, expected in zip(
         paths, runtime.predict_many(paths, batch_size=3), detector.predict_many(paths), strict=True
@@ -59,8 +59,8 @@ def test_same_results_as_the_detector(models, name: str, draw: Make) -> None:
     tiled, whole = (
         made.predict(np.zeros((50, 90, 3), dtype=np.uint8))
         for made in (
-            load_runtime(folder / name, tile=40),
-            blemish.load(checkpoint=detector_file(detector), tile=40),
+            load_runtime(folder / name, precision="fp32", tile=40),
+            blemish.load(checkpoint=detector_file(detector), precision="fp32", device="cpu", tile=40),
         )
     )
     np.testing.assert_allclose(tiled.map, whole.map, atol=1e-4)
@@ -81,14 +81,18 @@ def test_predict_without_torch(models, name: str, draw: Make, tmp_path: Path) ->
     code = f"""{WITHOUT_TORCH}
 import blemish
 from blemish.cli import main
-result = blemish.load(runtime={str(folder / name)!r}).predict({str(picture)!r})
-status = main(["predict", "--runtime", {str(folder / name)!r}, {str(picture)!r}, "-o", {str(out)!r}])
+model, picture = {str(folder / name)!r}, {str(picture)!r}
+result = blemish.load(runtime=model, precision="fp32").predict(picture)
+status = main(["predict", "--runtime", model, picture, "--precision", "fp32", "-o", {str(out)!r}])
+assert main(["info", model]) == 0
 assert not any(m == "torch" or m.startswith("torch.") for m in sys.modules)
 print(result.score, status)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    score, status = done.stdout.split()
+    *told, last = done.stdout.splitlines()
+    score, status = last.split()
+    assert "exported model" in told[0] and any(line.split() == ["method", "anomaly_clip"] for line in told)
     expected = detector.predict(picture)
     assert status == "0" and float(score) == pytest.approx(expected.score, abs=1e-4)
     (line,) = (out / "predictions.jsonl").read_text().splitlines()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from blemish.data.layouts import Dataset
 
 WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth")
+MODEL_ENDINGS = (".onnx", ".xml")
 
 
 class Kind(StrEnum):
@@ -74,7 +75,8 @@ def info(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="PATH", help="A checkpoint (ours or the authors'), CLIP weights, or a dataset's folder."
+            metavar="PATH",
+            help="A checkpoint (ours or the authors'), CLIP weights, an exported model, or a dataset's folder.",
         ),
     ],
     dataset: Annotated[
@@ -93,7 +95,7 @@ def info(
     verbose: VerboseOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Say what a file or a dataset's folder holds; exit status 1 if something in a dataset is off."""
+    """Say what a file or a dataset's folder holds; exit status 1 if something in a dataset or a model is off."""
     set_up_messages(quiet, verbose)
     with shown_errors(verbose):
         if dataset is not None or prepare is not None or _may_be_dataset(file):
@@ -118,9 +120,8 @@ def _may_be_dataset(path: Path) -> bool:
 
 def _describe(file: Path, as_json: bool) -> int:
     from blemish.catalogue import flat
-    from blemish.describe import describe
 
-    found = describe(file)
+    found = _found(file)
     if as_json:
         typer.echo(json.dumps(found, indent=2, default=str))
     else:
@@ -128,7 +129,20 @@ def _describe(file: Path, as_json: bool) -> int:
         width = max(len(key) for key, _ in rows) + 2
         for key, value in rows:
             typer.echo(f"{key:<{width}}{value}")
-    return EXIT_NOTHING_DONE if found["kind"] == "unknown" else EXIT_DONE
+    if found["kind"] == "unknown":
+        return EXIT_NOTHING_DONE
+    return EXIT_SOME_FAILED if "missing" in found else EXIT_DONE
+
+
+def _found(file: Path) -> dict[str, Any]:
+    """What a file is; exported models are looked at without torch."""
+    if file.suffix.lower() in MODEL_ENDINGS:
+        from blemish.deploy.describe import describe_model
+
+        return describe_model(file)
+    from blemish.describe import describe
+
+    return describe(file)
 
 
 def _prepare(dataset: "Dataset", out: Path, quiet: bool) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from blemish.deploy.contents import missing_weights, read_contents
 from blemish.deploy.metadata import PREFIX, ModelMeta
 from blemish.errors import BadModel, BadOption, MissingPackage
 from blemish.files import file_hash
@@ -184,11 +185,14 @@ def _providers(ort: ModuleType, device: str) -> tuple[list[Any], str]:
 
 
 def _unreadable(path: Path, error: Exception) -> BadModel:
-    missing = [
-        p.name for p in (path.with_suffix(".bin"),) if path.suffix.lower() == ".xml" and not p.is_file()
-    ]
+    try:
+        missing = missing_weights(path, read_contents(path))
+    except BadModel:  # damaged: the engine's own words say more
+        missing = []
     if missing:
-        return BadModel(f"{path}: {missing[0]}, which holds its weights, is not beside it; copy both")
+        return BadModel(
+            f"{path}: {missing[0]}, which holds its weights, is not beside it; copy both, under the names they had"
+        )
     return BadModel(f"{path} cannot be read as a model ({_first_line(error)}); export it anew")
 
 
