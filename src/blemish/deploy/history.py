@@ -88,6 +88,7 @@ class History:
         text = database.text
         database.run(
             [
+                (database.alone, {}),
                 ("CREATE TABLE IF NOT EXISTS blemish_history (version INTEGER NOT NULL)", {}),
                 (
                     f"CREATE TABLE IF NOT EXISTS inspection_models "
@@ -125,8 +126,8 @@ class History:
     def add_model(self, fingerprint: str, about: Mapping[str, Any]) -> None:
         """Remember what a model is, unless that is known."""
         sql = (
-            "INSERT INTO inspection_models (fingerprint, about) SELECT :fingerprint, :about "
-            "WHERE NOT EXISTS (SELECT 1 FROM inspection_models WHERE fingerprint = :fingerprint)"
+            "INSERT INTO inspection_models (fingerprint, about) VALUES (:fingerprint, :about) "
+            "ON CONFLICT (fingerprint) DO NOTHING"
         )
         self.database.run([(sql, {"fingerprint": fingerprint, "about": json.dumps(about, sort_keys=True)})])
 

@@ -25,6 +25,7 @@ class Database(Protocol):
 
     identity: str  # SQL of a column that numbers the rows
     text: str  # SQL type of text that is ordered by its characters' codes
+    alone: str  # SQL that keeps others from making the same tables until the transaction ends
 
     def run(self, statements: Sequence[tuple[str, Mapping[str, Any]]]) -> list[list[Row]]:
         """The rows of each statement; all of them in one transaction. Raises OutputError."""
@@ -52,6 +53,7 @@ class SQLite:
 
     identity = "INTEGER PRIMARY KEY AUTOINCREMENT"
     text = "TEXT"
+    alone = "SELECT 1"  # a transaction that writes is alone from its beginning
 
     def __init__(self, path: Path, create: bool = True) -> None:
         """Raises BadOption when the file cannot be opened or is no database."""
@@ -101,6 +103,7 @@ class PostgreSQL:
 
     identity = "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"
     text = 'TEXT COLLATE "C"'
+    alone = "SELECT pg_advisory_xact_lock(6273542166)"  # a number of our own
 
     def __init__(self, url: str) -> None:
         """Raises BadOption without the driver or the server."""
@@ -109,6 +112,7 @@ class PostgreSQL:
         except ModuleNotFoundError as error:
             raise BadOption('--db postgresql://... needs psycopg: pip install "blemish[postgres]"') from error
         self._psycopg, self._url, self._lock = psycopg, url, threading.Lock()
+        self._check_url()
         try:
             self._connection = self._connect()
         except (psycopg.Error, UnicodeError) as error:
@@ -116,6 +120,19 @@ class PostgreSQL:
                 f"cannot open the history at {_without_password(url)}: {_one_line(error)}; is the server running, "
                 f"and does the database exist?"
             ) from error
+
+    def _check_url(self) -> None:
+        # The driver's own words on a malformed URL quote its password.
+        try:
+            self._psycopg.conninfo.conninfo_to_dict(self._url)
+            is_one = urlsplit(self._url).netloc.count("@") <= 1
+        except (self._psycopg.Error, ValueError):
+            is_one = False
+        if not is_one:
+            raise BadOption(
+                "the --db URL cannot be read; expected postgresql://USER:PASSWORD@HOST:PORT/NAME with special "
+                "characters of user and password as %XX (an @ is %40)"
+            )
 
     def _connect(self) -> Any:
         return self._psycopg.connect(self._url, autocommit=True, connect_timeout=CONNECT_SECONDS)
