@@ -84,9 +84,9 @@ class Phase:
 # Constant rate on small pictures first, larger ones later, then a decay. The held-out families, which judge the first
 # phases, join in the last.
 RECIPE = (
-    Phase(40_000, 128, 192, 4800, 8e-4, 8e-4),
-    Phase(80_000, 160, 256, 6400, 8e-4, 6e-4),
-    Phase(110_000, 192, 384, 7200, 6e-4, 2e-6, families="all", stem=3),
+    Phase(36_000, 128, 192, 4800, 8e-4, 8e-4),
+    Phase(66_000, 160, 256, 6400, 8e-4, 6e-4),
+    Phase(88_000, 192, 336, 7200, 6e-4, 2e-6, families="all", stem=3),
 )
 
 

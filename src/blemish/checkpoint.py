@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from blemish.errors import BadCheckpoint
-from blemish.files import file_hash, write_whole
+from blemish.files import file_hash, printable_name, write_whole
 from blemish.machine import package_versions
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
 
 FORMAT = "blemish-checkpoint"
 FORMAT_VERSION = 1
+LARGEST = 1e15  # no number in a header comes near it
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class CheckpointMeta:
     method: registered name. options: the method's configuration, plain JSON values.
     backbone: name, path or repository the learned parts were trained on; backbone_fingerprint: hash of its
         weights; backbone_config: its `CLIPConfig.to_dict()`.
-    auxiliary: dataset it was trained on. image_size: side of the network input in pixels.
+    auxiliary: dataset it was trained on. image_size: side of the network input in pixels. tile, overlap, score_rule:
+        how pictures are cut and scored, as `Setup` has them.
     image_threshold, pixel_threshold: calibrated on the training data; None when it was not calibrated.
     versions: package -> version at the time of writing.
     """
@@ -53,6 +55,9 @@ class CheckpointMeta:
     backbone_config: dict[str, Any] = field(default_factory=dict)
     auxiliary: str = ""
     image_size: int | None = None
+    tile: int | str | None = None
+    overlap: float = 0.25
+    score_rule: str = "native"
     image_threshold: float | None = None
     pixel_threshold: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -83,8 +88,9 @@ def _write(path: Path, tensors: dict[str, Tensor], meta: CheckpointMeta) -> None
     if not meta.versions:
         meta = dataclasses.replace(meta, versions=package_versions())
     header = {"format": FORMAT, "format_version": str(FORMAT_VERSION)}
-    for key, value in dataclasses.asdict(meta).items():
-        header[key] = value if isinstance(value, str) else json.dumps(value)
+    for f in dataclasses.fields(meta):
+        value = getattr(meta, f.name)
+        header[f.name] = value if f.type == "str" else json.dumps(value)
     write_whole(path, save(tensors, metadata=header))
 
 
@@ -179,16 +185,46 @@ def _parse(path: Path, header: Mapping[str, str] | None) -> CheckpointMeta:
     assert header is not None
     if (version := header.get("format_version", "?")) != str(FORMAT_VERSION):
         raise BadCheckpoint(
-            f"{path} has checkpoint version {version}, this program reads {FORMAT_VERSION}; update blemish"
+            f"{path} has checkpoint version {repr(version[:20])[1:-1]}, this program reads {FORMAT_VERSION}; update blemish"
         )
-    values: dict[str, Any] = {}
-    for f in dataclasses.fields(CheckpointMeta):
-        if f.name in header:
-            is_text = f.type == "str"
-            try:
-                values[f.name] = header[f.name] if is_text else json.loads(header[f.name])
-            except json.JSONDecodeError as error:
-                raise BadCheckpoint(f"{path}: its header's {f.name} is not JSON ({error})") from error
-    if "method" not in values:
+    if "method" not in header:
         raise BadCheckpoint(f"{path}: its header names no method; it was not written by this program")
-    return CheckpointMeta(**values)
+    meta = CheckpointMeta(**read_fields(path, CheckpointMeta, header))
+    if not all(isinstance(meta.backbone_config.get(tower, {}), dict) for tower in ("vision", "text")):
+        raise BadCheckpoint(f"{path}: its header's backbone_config describes no CLIP; the file is damaged")
+    return meta
+
+
+def read_fields(path: Path, kind: type, header: Mapping[str, str], *, quoted: bool = False) -> dict[str, Any]:
+    """The fields of the dataclass `kind` that a file's header holds, as JSON of the field's type.
+
+    quoted: fields of type str are JSON too, not plain text. Raises BadCheckpoint that names the field when it is
+    something else, as in a damaged or hand-made file.
+    """
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(kind):
+        if f.name in header:
+            text, hint = header[f.name], str(f.type)
+            try:
+                found[f.name] = json.loads(text) if quoted or hint != "str" else text
+            except (ValueError, RecursionError) as error:  # ValueError: no JSON, or thousands of digits
+                raise BadCheckpoint(
+                    f"{printable_name(path)}: its header is damaged ({f.name} is not JSON); make it anew"
+                ) from error
+            if not _fits(found[f.name], hint):
+                raise BadCheckpoint(
+                    f"{printable_name(path)}: its header's {f.name} is {text[:40]!r}, expected {hint.replace(' |', ' or')}; "
+                    "the file is damaged or was not written by this program"
+                )
+    return found
+
+
+def _fits(value: Any, hint: str) -> bool:
+    """Whether a JSON value is of the type that an annotation names; numbers must be finite."""
+    if hint.startswith("dict["):
+        return isinstance(value, dict)
+    kinds = hint.split(" | ")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        whole = isinstance(value, int)
+        return ("float" in kinds or (whole and "int" in kinds)) and -LARGEST < value < LARGEST
+    return (value is None and "None" in kinds) or (isinstance(value, str) and "str" in kinds)

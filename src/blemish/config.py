@@ -26,8 +26,8 @@ _NONE = ("none", "null")
 class PredictOptions:
     """The keys of `blemish predict`, on the command line and in a --config file; None: not given.
 
-    method, backbone, checkpoint, device, precision, image_size, threads, tile, overlap, class_name, threshold,
-    pixel_threshold, normal, shots, runtime and compile are those of `blemish.load`; `seed` draws the shots.
+    method, backbone, checkpoint, device, precision, image_size, threads, tile, overlap, score_rule, class_name,
+    threshold, pixel_threshold, normal, shots, runtime and compile are those of `blemish.load`; `seed` draws the shots.
     class_names: a file of words for class names, see `read_class_names`. save_memory: the file that receives what
     is remembered of `normal`. out: the folder that receives the results. save: pictures to write
     besides the tables, of "overlay", "mask", "map", "attention". batch_size: images that go through the network
@@ -42,8 +42,9 @@ class PredictOptions:
     precision: str = "auto"
     image_size: int | None = None
     threads: int | None = None
-    tile: int | None = None
-    overlap: float = 0.25
+    tile: int | str | None = None
+    overlap: float | None = None
+    score_rule: str | None = None
     class_name: str | None = None
     threshold: float | None = None
     pixel_threshold: float | None = None
@@ -81,7 +82,7 @@ class PredictOptions:
         return tuple(dict.fromkeys(kind.strip() for kind in given if kind.strip() not in ("", "none")))
 
 
-LOAD_KEYS = tuple(f.name for f in dataclasses.fields(PredictOptions))[:16]
+LOAD_KEYS = tuple(f.name for f in dataclasses.fields(PredictOptions))[:17]
 
 
 def check_engine(engine: str, workers: int | None, address: str | None) -> None:

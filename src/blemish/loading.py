@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from blemish.errors import BadCheckpoint, BadOption, UnknownName
 from blemish.files import file_hash
-from blemish.predictor import Predictor, Setup
+from blemish.predictor import Predictor, Setup, tile_side
 from blemish.types import Method
 
 if TYPE_CHECKING:
@@ -78,8 +78,9 @@ def load(
     precision: str = "auto",
     image_size: int | None = None,
     threads: int | None = None,
-    tile: int | None = None,
-    overlap: float = 0.25,
+    tile: int | str | None = None,
+    overlap: float | None = None,
+    score_rule: str | None = None,
     class_name: str | None = None,
     threshold: float | None = None,
     pixel_threshold: float | None = None,
@@ -98,16 +99,18 @@ def load(
     checkpoint: our safetensors file or the authors' own .pth, told apart by content; `tiny` has its own.
     device: auto, cpu, cuda, cuda:N, mps. precision: auto, fp32, bf16, fp16. image_size: side of the network
     input in pixels, a multiple of the patch size. threads: of the CPU. tile, overlap: cut larger pictures
-    into tiles of that many pixels which share that part of their side; the score is the largest of the
-    tiles'. class_name: what the pictures show, for methods that use it. threshold, pixel_threshold: in place
-    of the checkpoint's. normal: for few-shot methods 1 to 64 normal pictures (a folder, a file or a list), or
-    the file that `Detector.save_memory` wrote; the checkpoint's thresholds do not hold then. shots: only so
-    many of the pictures, drawn by `normal_seed`. backbones: for several detectors on one CLIP. compile: let
-    torch.compile make the network faster, which takes minutes before the first image. runtime: a file that
-    `blemish export` wrote, in place of method, backbone and checkpoint; it runs without torch, and of the other
-    arguments takes those about thresholds, tiles, precision and threads. options: the method's own options, or
-    preset=; they go before the checkpoint's, and those before the defaults. Raises a BlemishError that says
-    what to change.
+    into tiles of that many pixels which share that part of their side (0.25); the score is the largest of the
+    tiles'; "square" for the fewest squares that cover a picture, "none" for whole pictures; by default the
+    checkpoint's. score_rule: "native" for the method's own image score, "max", or "topk:K" for the mean of the K
+    largest map values; by default the checkpoint's, whose threshold holds for that alone. class_name: what the
+    pictures show, for methods that use it. threshold, pixel_threshold: in place of the checkpoint's. normal: for
+    few-shot methods 1 to 64 normal pictures (a folder, a file or a list), or the file that `Detector.save_memory`
+    wrote; the checkpoint's thresholds do not hold then. shots: only so many of the pictures, drawn by
+    `normal_seed`. backbones: for several detectors on one CLIP. compile: let torch.compile make the network faster,
+    which takes minutes before the first image. runtime: a file that `blemish export` wrote, in place of method,
+    backbone and checkpoint; it runs without torch, and of the other arguments takes those about thresholds, tiles,
+    precision and threads. options: the method's own options, or preset=; they go before the checkpoint's, and those
+    before the defaults. Raises a BlemishError that says what to change.
     """
     if runtime is not None:
         return _load_runtime(runtime, {k: v for k, v in locals().items() if k != "runtime"})
@@ -134,6 +137,8 @@ def load(
     built, used = _build(name, base, clip, source, own)
     meta = source.meta if source else CheckpointMeta(name)
     size = meta.image_size if image_size is None else image_size
+    if score_rule not in (None, meta.score_rule):
+        meta = replace(meta, score_rule=score_rule, image_threshold=None)
     setup = Setup(
         method=name,
         backbone=base,
@@ -145,8 +150,9 @@ def load(
         auxiliary=meta.auxiliary,
         threshold=meta.image_threshold if threshold is None else threshold,
         pixel_threshold=meta.pixel_threshold if pixel_threshold is None else pixel_threshold,
-        tile=tile,
-        overlap=overlap,
+        tile=meta.tile if tile is None else tile_side(tile),
+        overlap=meta.overlap if overlap is None else overlap,
+        score_rule=meta.score_rule,
         class_name=class_name,
     )
     detector = Detector(clip, built, setup)
@@ -168,7 +174,16 @@ def _load_runtime(runtime: str | Path, given: Mapping[str, Any]) -> Predictor:
             f"{name} cannot be given with runtime {Path(runtime).name}: it was settled at export; leave it out, or "
             f"export anew with it"
         )
-    taken = ("device", "precision", "threads", "tile", "overlap", "threshold", "pixel_threshold")
+    taken = (
+        "device",
+        "precision",
+        "threads",
+        "tile",
+        "overlap",
+        "score_rule",
+        "threshold",
+        "pixel_threshold",
+    )
     return load_runtime(Path(runtime).expanduser(), **{key: given[key] for key in taken})
 
 

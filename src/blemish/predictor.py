@@ -20,6 +20,7 @@ from blemish.data.transforms import SQUARES, Box, TileBlender, cut_boxes, map_to
 from blemish.errors import BadImage, BadOption
 from blemish.machine import is_out_of_memory
 from blemish.pipeline import ordered_map
+from blemish.score_rule import NATIVE, image_score, top_k
 from blemish.types import Result
 
 Source = str | Path | Image.Image | np.ndarray
@@ -65,10 +66,10 @@ class Setup:
 
     method, backbone: names. checkpoint: file name, empty for methods that learn nothing; checkpoint_sha256
     and backbone_fingerprint identify the weights. tile: side of the tiles in image pixels, None for whole
-    images, "square" for squares of an image's shorter side (a method's `square_tiles`); overlap: share of a tile
-    that it has in common with the next. normal_images: how many a few-shot method remembers; memory_sha256
-    identifies what it remembers of them. runtime: what runs the network, "torch", "onnx" or "openvino";
-    runtime_sha256 identifies the exported file.
+    images, "square" for squares of an image's shorter side; overlap: share of a tile that it has in common with the
+    next. score_rule: how the image score comes about, see `blemish.score_rule.image_score`. normal_images: how many
+    a few-shot method remembers; memory_sha256 identifies what it remembers of them. runtime: what runs the network,
+    "torch", "onnx" or "openvino"; runtime_sha256 identifies the exported file.
     """
 
     method: str
@@ -83,11 +84,21 @@ class Setup:
     pixel_threshold: float | None = None
     tile: int | str | None = None
     overlap: float = 0.25
+    score_rule: str = NATIVE
     class_name: str | None = None
     normal_images: int = 0
     memory_sha256: str = ""
     runtime: str = "torch"
     runtime_sha256: str = ""
+
+
+def tile_side(given: int | str) -> int | str | None:
+    """How pictures are cut, from what a person wrote: a number of pixels, "square", or "none". Raises BadOption."""
+    if isinstance(given, int) or given.isdecimal():
+        return int(given)
+    if given in (SQUARES, "none"):
+        return SQUARES if given == SQUARES else None
+    raise BadOption(f"tile is {given!r}; expected a number of pixels, square, or none")
 
 
 class Predictor(ABC):
@@ -106,6 +117,7 @@ class Predictor(ABC):
             raise BadOption(f"tile is {setup.tile}; expected a number of pixels of at least 1")
         if not 0 <= setup.overlap <= 0.9:
             raise BadOption(f"overlap is {setup.overlap}; expected a share of the tile from 0 to 0.9")
+        top_k(setup.score_rule)
         for name, value in (("threshold", setup.threshold), ("pixel_threshold", setup.pixel_threshold)):
             if value is not None and not math.isfinite(value):
                 raise BadOption(f"{name} is {value}; expected a finite number")
@@ -232,7 +244,8 @@ class Predictor(ABC):
             started = time.perf_counter()
             maps, scores, looks = self._forward(np.stack([pixels for _, pixels in group]), attention)
             share = (time.perf_counter() - started) / len(group)
-            raw |= {i: Raw(maps[n], float(scores[n]), share, looks[n]) for n, (i, _) in enumerate(group)}
+            ruled = self._scores(maps, scores)
+            raw |= {i: Raw(maps[n], ruled[n], share, looks[n]) for n, (i, _) in enumerate(group)}
         for i, prepared in enumerate(batch):
             if prepared.pixels is None:
                 raw[i] = self._infer_tiles(prepared, tile_batch)
@@ -276,6 +289,11 @@ class Predictor(ABC):
     def _network_input(self, pixels: np.ndarray) -> np.ndarray:
         return preprocess(pixels, self.setup.image_size, self._mean, self._std)
 
+    def _scores(self, maps: np.ndarray, native: np.ndarray) -> list[float]:
+        """Image scores of B maps (B, H, W) by the rule of `setup`; native: the method's own, (B,)."""
+        rule = self.setup.score_rule
+        return [image_score(rule, one, float(own)) for one, own in zip(maps, native, strict=True)]
+
     def _infer_tiles(self, prepared: Prepared, tile_batch: int) -> Raw:
         started = time.perf_counter()
         blender = TileBlender(*prepared.size, even=self.setup.tile == SQUARES)
@@ -286,5 +304,5 @@ class Predictor(ABC):
             maps, scores, _ = self._forward(np.stack([self._network_input(cut) for cut in cuts]))
             for box, cut, tile_map in zip(boxes, cuts, maps, strict=True):
                 blender.add(box, map_to_size(tile_map, (cut.shape[0], cut.shape[1])))
-            best.extend(scores.tolist())
+            best.extend(self._scores(maps, scores))
         return Raw(blender.result(), float(np.max(best)), time.perf_counter() - started)

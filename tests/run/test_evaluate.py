@@ -27,7 +27,8 @@ from blemish.run.detectors import load_detectors
 from blemish.run.evaluate import evaluate, exit_code
 from blemish.run.evaluate_options import EvaluateOptions
 from blemish.run.results import METRICS, ClassResult, Evaluation, Line, MethodResult, Speed, read_results
-from blemish.run.tally import image_score, thin
+from blemish.run.tally import thin
+from blemish.score_rule import image_score
 from blemish.types import Sample
 
 Make = Callable[..., Path]

@@ -17,11 +17,14 @@ from blemish.cli.shared import (
     ImageSizeOption,
     JsonOption,
     MethodOption,
+    OverlapOption,
     PrecisionOption,
     QuietOption,
+    ScoreRuleOption,
     SeedOption,
     SetOption,
     ThreadsOption,
+    TileOption,
     VerboseOption,
     app,
     one_line,
@@ -84,12 +87,9 @@ def calibrate(
     backbone: BackboneOption = None,
     checkpoint: CheckpointOption = None,
     image_size: ImageSizeOption = None,
-    tile: Annotated[
-        int | None, typer.Option("--tile", help="Cut larger images into tiles of this side in pixels.")
-    ] = None,
-    overlap: Annotated[
-        float | None, typer.Option("--overlap", help="Share of a tile common with the next. [0.25]")
-    ] = None,
+    tile: TileOption = None,
+    overlap: OverlapOption = None,
+    score_rule: ScoreRuleOption = None,
     class_name: Annotated[
         str | None, typer.Option("--class-name", help="What the images show, for methods that use it.")
     ] = None,

@@ -19,12 +19,14 @@ from blemish.cli.shared import (
     EngineOption,
     ImageSizeOption,
     JsonOption,
+    OverlapOption,
     PrecisionOption,
     QuietOption,
     SeedOption,
     SetOption,
     ShotsOption,
     ThreadsOption,
+    TileOption,
     VerboseOption,
     WorkersOption,
     app,
@@ -123,12 +125,8 @@ def evaluate(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in OUT.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in OUT.")] = False,
     image_size: ImageSizeOption = None,
-    tile: Annotated[
-        int | None, typer.Option("--tile", help="Cut larger images into tiles of this side in pixels.")
-    ] = None,
-    overlap: Annotated[
-        float | None, typer.Option("--overlap", help="Share of a tile common with the next. [0.25]")
-    ] = None,
+    tile: TileOption = None,
+    overlap: OverlapOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     batch_size: BatchSizeOption = None,

@@ -17,11 +17,13 @@ from blemish.cli.shared import (
     JsonOption,
     MethodOption,
     NormalOption,
+    OverlapOption,
     QuietOption,
     SeedOption,
     SetOption,
     ShotsOption,
     ThreadsOption,
+    TileOption,
     VerboseOption,
     app,
     say,
@@ -50,13 +52,8 @@ def export(
     ] = None,
     normal: NormalOption = None,
     shots: ShotsOption = None,
-    tile: Annotated[
-        int | None,
-        typer.Option("--tile", help="Users of the file cut larger images into tiles of this side."),
-    ] = None,
-    overlap: Annotated[
-        float | None, typer.Option("--overlap", help="Share of a tile common with the next. [0.25]")
-    ] = None,
+    tile: TileOption = None,
+    overlap: OverlapOption = None,
     threshold: Annotated[
         float | None,
         typer.Option("--threshold", help="Image score that counts as anomalous; default: the checkpoint's."),

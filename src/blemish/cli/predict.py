@@ -22,13 +22,16 @@ from blemish.cli.shared import (
     JsonOption,
     MethodOption,
     NormalOption,
+    OverlapOption,
     PrecisionOption,
     QuietOption,
     RuntimeOption,
+    ScoreRuleOption,
     SeedOption,
     SetOption,
     ShotsOption,
     ThreadsOption,
+    TileOption,
     VerboseOption,
     WorkersOption,
     app,
@@ -69,12 +72,9 @@ def predict(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in OUT.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in OUT.")] = False,
     image_size: ImageSizeOption = None,
-    tile: Annotated[
-        int | None, typer.Option("--tile", help="Cut larger images into tiles of this side in pixels.")
-    ] = None,
-    overlap: Annotated[
-        float | None, typer.Option("--overlap", help="Share of a tile common with the next. [0.25]")
-    ] = None,
+    tile: TileOption = None,
+    overlap: OverlapOption = None,
+    score_rule: ScoreRuleOption = None,
     class_name: Annotated[
         str | None, typer.Option("--class-name", help="What the images show, for methods that use it.")
     ] = None,

@@ -57,6 +57,25 @@ ImageSizeOption = Annotated[
 ]
 BatchSizeOption = Annotated[int | None, typer.Option("--batch-size", help="Images per network pass. [8]")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", help="CPU threads; default: one per core.")]
+TileOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tile",
+        metavar="N|square|none",
+        help="Cut larger images into tiles of N pixels, or into squares of their shorter side; default: the "
+        "checkpoint's, or none.",
+    ),
+]
+OverlapOption = Annotated[
+    float | None, typer.Option("--overlap", help="Share of a tile common with the next. [0.25]")
+]
+ScoreRuleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--score-rule",
+        help="Image score: native (the method's own), or of the map: max, topk:K; default: the checkpoint's.",
+    ),
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of all random numbers. [0]")]
 SetOption = Annotated[
     list[str] | None,

@@ -36,8 +36,8 @@ class ExportOptions:
     class_name: str | None = None
     normal: str | None = None
     shots: int | None = None
-    tile: int | None = None
-    overlap: float = 0.25
+    tile: int | str | None = None
+    overlap: float | None = None
     threshold: float | None = None
     pixel_threshold: float | None = None
     threads: int | None = None

@@ -12,7 +12,7 @@ from blemish.data.transforms import preprocess
 from blemish.deploy.engines import Engine, model_hash, open_engine
 from blemish.errors import BadOption
 from blemish.machine import REPORTED_FLAGS, cpu_flags, cpu_name, system_name
-from blemish.predictor import Outputs, Predictor, Setup
+from blemish.predictor import Outputs, Predictor, Setup, tile_side
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -74,15 +74,17 @@ def load_runtime(
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
-    tile: int | None = None,
-    overlap: float = 0.25,
+    tile: int | str | None = None,
+    overlap: float | None = None,
+    score_rule: str | None = None,
     threshold: float | None = None,
     pixel_threshold: float | None = None,
 ) -> RuntimeDetector:
     """The predictor of an exported model; see `blemish.load`.
 
     precision: of OpenVINO's products; "auto" is bf16 only on processors with instructions for it, and fp32 for the
-    small embedded backbone. tile, overlap, threshold, pixel_threshold: in place of those in the file. Raises
+    small embedded backbone. tile, overlap, score_rule, threshold, pixel_threshold: in place of those in the file;
+    its threshold does not hold for another score_rule. Raises
     BadModel for a file that is no such model, BadOption, and MissingPackage for an engine that is not installed.
     """
     if threads is not None and threads < 1:
@@ -92,7 +94,11 @@ def load_runtime(
     engine = open_engine(path, device, precision, threads)
     setup = replace(engine.meta.setup, runtime=engine.name, runtime_sha256=model_hash(path))
     if tile is not None:
-        setup = replace(setup, tile=tile, overlap=overlap)
+        setup = replace(setup, tile=tile_side(tile))
+    if overlap is not None:
+        setup = replace(setup, overlap=overlap)
+    if score_rule not in (None, setup.score_rule):
+        setup = replace(setup, score_rule=score_rule, threshold=None)
     if threshold is not None:
         setup = replace(setup, threshold=threshold)
     if pixel_threshold is not None:

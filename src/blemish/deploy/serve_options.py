@@ -32,8 +32,8 @@ class ServeOptions:
     precision: str = "auto"
     image_size: int | None = None
     threads: int | None = None
-    tile: int | None = None
-    overlap: float = 0.25
+    tile: int | str | None = None
+    overlap: float | None = None
     class_name: str | None = None
     threshold: float | None = None
     pixel_threshold: float | None = None

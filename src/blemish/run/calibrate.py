@@ -36,9 +36,9 @@ Progress = Callable[[int, int, str | None], None]
 class CalibrateOptions:
     """The keys of `blemish calibrate`, on the command line and in a --config file; None: not given.
 
-    method, backbone, checkpoint, device, precision, image_size, threads, tile, overlap and class_name are those of
-    `blemish.load`; thresholds hold for pictures that are scored the same way. data: folder (or list file) of the
-    pictures; from_db: in its place the history of `blemish serve`, with operators' verdicts; dataset: its name or
+    method, backbone, checkpoint, device, precision, image_size, threads, tile, overlap, score_rule and class_name are
+    those of `blemish.load`; thresholds hold for pictures that are scored the same way. data: folder (or list file) of
+    the pictures; from_db: in its place the history of `blemish serve`, with operators' verdicts; dataset: its name or
     layout where it does not tell itself; split: "test", "train" or "all".
     false_alarm_rate: share of normal images that may be called anomalous; thresholds then come from the normal
     images alone. Without it they are those of best F1, or at 0.01 when all images are normal. pixel_false_alarm_rate:
@@ -54,8 +54,9 @@ class CalibrateOptions:
     precision: str = "auto"
     image_size: int | None = None
     threads: int | None = None
-    tile: int | None = None
-    overlap: float = 0.25
+    tile: int | str | None = None
+    overlap: float | None = None
+    score_rule: str | None = None
     class_name: str | None = None
     data: str = ""
     from_db: str | None = None
@@ -86,7 +87,7 @@ class CalibrateOptions:
                 raise BadOption(f"{name} is {value}; expected a share above 0 and below 1, such as 0.01")
 
 
-LOAD_KEYS = tuple(f.name for f in dataclasses.fields(CalibrateOptions))[:10]
+LOAD_KEYS = tuple(f.name for f in dataclasses.fields(CalibrateOptions))[:11]
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,12 @@ def calibrate_checkpoint(
         batch_size=options.batch_size,
         on_progress=on_progress,
     )
-    changes: dict[str, Any] = {}
+    setup = detector.setup
+    changes: dict[str, Any] = {
+        "tile": setup.tile,
+        "overlap": setup.overlap,
+        "score_rule": setup.score_rule,
+    }
     if options.image_size is not None:
         changes["image_size"] = detector.setup.image_size
     if own:

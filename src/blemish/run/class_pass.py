@@ -29,7 +29,8 @@ from blemish.run.parts import ClassPart, Parts
 from blemish.run.predict import Progress
 from blemish.run.results import Counts, ImageRow
 from blemish.run.scoring import Clock, Outcome, Picture, Scored, Scorer
-from blemish.run.tally import Tally, image_score
+from blemish.run.tally import Tally
+from blemish.score_rule import image_score
 from blemish.types import Sample
 
 MAPS_FOLDER, TEXTS_FOLDER, MEMORY_FOLDER = "maps", "embeddings", "memory"

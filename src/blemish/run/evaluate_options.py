@@ -10,7 +10,7 @@ from blemish.detector import Detector
 from blemish.errors import BadOption, UnknownName
 from blemish.metrics import MetricOptions
 from blemish.run.scoring import Resolution
-from blemish.run.tally import top_k
+from blemish.score_rule import top_k
 
 SAVED_KINDS = ("maps", "embeddings", "memory")
 
@@ -119,8 +119,8 @@ class EvaluateCommand(EvaluateOptions):
     precision: str = "auto"
     image_size: int | None = None
     threads: int | None = None
-    tile: int | None = None
-    overlap: float = 0.25
+    tile: int | str | None = None
+    overlap: float | None = None
     class_names: str | None = None
     engine: str = "local"
     workers: int | None = None

@@ -17,6 +17,7 @@ from blemish.data.transforms import SQUARES, Box, TileBlender, cut_boxes, map_to
 from blemish.detector import PIXELS_IN_FLIGHT, Detector
 from blemish.device import is_out_of_memory
 from blemish.errors import BadImage, BadOption
+from blemish.score_rule import image_score
 from blemish.types import Prediction, Sample, Surveys
 
 TILE_BATCH = 8
@@ -262,6 +263,8 @@ class Scorer:
                 begun = time.perf_counter()
                 prediction = method(features, names)
                 maps, scores = (t.float().cpu().numpy() for t in (prediction.map, prediction.score))
+                rule = self.detectors[label].setup.score_rule
+                scores = np.array([image_score(rule, *one) for one in zip(maps, scores, strict=True)])
                 texts = self._texts(label, prediction)
                 self.clock.method[label] += time.perf_counter() - begun
                 self.clock.encoder[label] += encoded - started

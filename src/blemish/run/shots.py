@@ -23,7 +23,7 @@ from blemish.output.pictures import gallery_pair, thumbnail
 from blemish.output.scoreboard import KINDS, Shot
 from blemish.run.results import ClassResult, ImageRow, MethodResult
 from blemish.run.scoring import Scored, Scorer
-from blemish.run.tally import image_score
+from blemish.score_rule import image_score
 from blemish.types import Sample
 
 EACH, SIDE = 2, 208

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from blemish.errors import BadImage, BadOption
+from blemish.errors import BadImage
 from blemish.metrics import ClassMetrics, Curve, Value, mean_over_classes
 from blemish.run.results import (
     METRICS,
@@ -170,31 +170,3 @@ def histogram(rows: list[ImageRow]) -> Histogram | None:
     edges = np.histogram_bin_edges(scores, BINS)
     normal, anomalous = (np.histogram(scores[labels == label], edges)[0] for label in (0, 1))
     return Histogram(tuple(edges.tolist()), tuple(normal.tolist()), tuple(anomalous.tolist()))
-
-
-def image_score(rule: str, anomaly_map: np.ndarray, native: float) -> float:
-    """The image score by a rule: "native", "max", or "topk:K", the mean of the K largest map values.
-
-    anomaly_map: (H, W). K above H*W takes them all. Raises BadOption for another rule.
-    """
-    k = top_k(rule)
-    if k is None:
-        return native
-    if k == 1:
-        return float(anomaly_map.max())
-    values = anomaly_map.reshape(-1)
-    if k < values.size:
-        values = np.partition(values, values.size - k)[-k:]
-    return float(values.mean(dtype=np.float64))
-
-
-def top_k(rule: str) -> int | None:
-    """How many map values a score rule averages: 1 for "max", None for "native". Raises BadOption."""
-    if rule == "native":
-        return None
-    if rule == "max":
-        return 1
-    name, _, number = rule.partition(":")
-    if name == "topk" and number.isascii() and number.isdecimal() and int(number) >= 1:
-        return int(number)
-    raise BadOption(f"score_rule is {rule!r}; expected native, max, or topk:K such as topk:2000")
