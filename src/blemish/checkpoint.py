@@ -184,8 +184,9 @@ def _parse(path: Path, header: Mapping[str, str] | None) -> CheckpointMeta:
         )
     assert header is not None
     if (version := header.get("format_version", "?")) != str(FORMAT_VERSION):
+        shown = repr(version[:20])[1:-1]
         raise BadCheckpoint(
-            f"{path} has checkpoint version {repr(version[:20])[1:-1]}, this program reads {FORMAT_VERSION}; update blemish"
+            f"{path} has checkpoint version {shown}, this program reads {FORMAT_VERSION}; update blemish"
         )
     if "method" not in header:
         raise BadCheckpoint(f"{path}: its header names no method; it was not written by this program")
@@ -213,8 +214,8 @@ def read_fields(path: Path, kind: type, header: Mapping[str, str], *, quoted: bo
                 ) from error
             if not _fits(found[f.name], hint):
                 raise BadCheckpoint(
-                    f"{printable_name(path)}: its header's {f.name} is {text[:40]!r}, expected {hint.replace(' |', ' or')}; "
-                    "the file is damaged or was not written by this program"
+                    f"{printable_name(path)}: its header is damaged ({f.name} is {text[:40]!r}, expected "
+                    f"{hint.replace(' |', ' or')}); make it anew"
                 )
     return found
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from blemish.checkpoint import package_versions
+from blemish.checkpoint import package_versions, read_fields
 from blemish.clip.layers import resolve_layers
 from blemish.data.find import find_images
 from blemish.errors import BadCheckpoint, BadImage, BadOption
@@ -196,14 +196,13 @@ def _read_meta(path: Path, header: Mapping[str, str]) -> MemoryMeta:
     version = header.get("format_version")
     if version != str(FORMAT_VERSION):
         raise BadCheckpoint(
-            f"{printable_name(path)} has memory version {version}, this program reads {FORMAT_VERSION}; make it anew"
+            f"{printable_name(path)} has memory version {repr(str(version)[:20])[1:-1]}, this program reads "
+            f"{FORMAT_VERSION}; make it anew"
         )
-    try:
-        return MemoryMeta(**{f.name: json.loads(header[f.name]) for f in dataclasses.fields(MemoryMeta)})
-    except (KeyError, ValueError) as error:
-        raise BadCheckpoint(
-            f"{printable_name(path)}: its header is damaged ({error}); make it anew"
-        ) from error
+    missing = [f.name for f in dataclasses.fields(MemoryMeta) if f.name not in header]
+    if missing:
+        raise BadCheckpoint(f"{printable_name(path)}: its header lacks {missing[0]}; make it anew")
+    return MemoryMeta(**read_fields(path, MemoryMeta, header, quoted=True))
 
 
 def _check(path: Path, made: MemoryMeta, here: MemoryMeta) -> None:

@@ -115,12 +115,19 @@ def locate(source: str | Path) -> Located:
     looks_like_path = (
         text.startswith((".", "/", "~")) or text.endswith(WEIGHT_SUFFIXES) or text.count("/") > 1
     )
-    if isinstance(source, Path) or looks_like_path or path.exists():
+    if isinstance(source, Path) or looks_like_path or _is_there(path):
         return Located(_existing(path, text))
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text):
         raise UnknownName("backbone", text, (*BACKBONES, "a path", "a hub repository id"))
     path, repository = fetch(text, (text,), config_known=False)
     return Located(path, None, repository)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a text too long for a name
+        return False
 
 
 def fetch(name: str, repositories: Sequence[str], *, config_known: bool) -> tuple[Path, str]:

@@ -37,6 +37,7 @@ SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"RIFF", b"GIF8", *TIFF_SIGNAT
 BITS_PER_SAMPLE, ORIENTATION = 258, 274
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
 STRIP_PIXELS = 1 << 22
+CAUSE_LETTERS = 160
 
 _open_lock = threading.Lock()
 
@@ -135,8 +136,9 @@ def _guarded(name: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
         Exception
     ) as error:  # decoders meet damaged files with errors of any type, struct.error to KeyError
         words = str(error).splitlines()[:1]
-        # the text of an IndexError or KeyError is a mere number or key
-        cause = words[0] if words and " " in words[0] else "its structure cannot be read"
+        # the text of an IndexError or KeyError is a mere number or key, and some decoders print what they read
+        said = bool(words) and " " in words[0] and len(words[0]) <= CAUSE_LETTERS
+        cause = words[0] if said else "its structure cannot be read"
         raise BadImage(f"{name}: damaged or cut short ({cause})") from error
 
 
@@ -232,6 +234,11 @@ def _read_tiff(file: BinaryIO, max_pixels: int) -> np.ndarray:
     with tifffile.TiffFile(file) as tiff:
         page = tiff.pages.first
         _check_size(page.imagewidth, page.imagelength, max_pixels)
+        if page.samplesperpixel > 4 or page.imagedepth > 1:  # before they are decoded: 65,535 may be claimed
+            raise BadImage(
+                f"TIFF of {page.samplesperpixel} samples a pixel and depth {page.imagedepth}; "
+                "save it as grey or RGB"
+            )
         if page.photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB):
             raise BadImage(f"TIFF of photometric kind {int(page.photometric)}; save it as grey or RGB")
         values = np.asarray(page.asarray())
