@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test lint docs clean help
+.PHONY: demo test lint docs release-check clean help
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -41,5 +41,8 @@ docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --strict
 	@echo "The site is in site/index.html"
 
+release-check: $(VENV)/.dev
+	$(BIN)/python tools/release_check.py
+
 clean:
-	rm -rf $(VENV) site demo-out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site dist demo-out .pytest_cache .mypy_cache .ruff_cache
