@@ -24,6 +24,8 @@ EXTRAS = {
 }
 OPENVINO_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 INPUT, OUTPUTS = "images", ("map", "score")
+# A protocol buffer ends at 2 GiB; beyond this an ONNX file's weights are written to a file beside it.
+SINGLE_FILE_BYTES = 1_900_000_000
 
 
 class Engine(Protocol):

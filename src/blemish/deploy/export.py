@@ -217,7 +217,8 @@ def _quantise(
     exact: Path, final: Path, kind: str, model: Any, inputs: Sequence[np.ndarray] | None, meta: ModelMeta
 ) -> None:
     if kind == "openvino":
-        _save_openvino(quantise_openvino(model, inputs), final, meta.to_properties())
+        small = quantise_openvino(model, inputs, meta.setup.image_size)
+        _save_openvino(small, final, meta.to_properties())
     else:
         quantise_onnx(exact, final, inputs, meta.setup.image_size, meta.to_properties())
 
@@ -284,5 +285,7 @@ def _move(source: Path, target: Path) -> list[Path]:
     if ending(source).is_file():
         ending(source).replace(ending(target))
         moved.append(ending(target))
+    else:  # of an earlier model that is replaced
+        ending(target).unlink(missing_ok=True)
     source.replace(target)
     return moved

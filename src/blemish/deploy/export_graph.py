@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from blemish.clip.shared import encode_for
+from blemish.deploy import engines
 from blemish.deploy.engines import INPUT, OUTPUTS, require
 from blemish.detector import Detector
 from blemish.errors import BlemishError, ExportError
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from blemish.types import Method
 
 OPSETS = (18, 23)
-# A protocol buffer ends at 2 GiB; beyond this weights go to a file beside the model.
-SINGLE_FILE_BYTES = 1_900_000_000
 
 
 class Graph(nn.Module):
@@ -92,7 +91,7 @@ def write_onnx(
         weights = sum(
             value.const_value.nbytes for value in made.model.graph.initializers.values() if value.const_value
         )
-        made.save(path, external_data=weights > SINGLE_FILE_BYTES)
+        made.save(path, external_data=weights > engines.SINGLE_FILE_BYTES)
 
 
 @contextlib.contextmanager

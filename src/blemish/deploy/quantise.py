@@ -1,19 +1,28 @@
-"""Eight-bit models: weights alone, or activations too where there are pictures to measure their ranges on."""
+"""Eight-bit models: weights alone, or activations too where there are pictures to measure their ranges on.
+
+In both kinds of file only layers are quantised, products and convolutions with large constant weights. Attention, the
+comparison with the texts and the smoothing of maps stay in fp32.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from blemish.deploy.engines import INPUT, require
+from blemish.deploy import engines
+from blemish.deploy.engines import INPUT, model_files, require
 
 # Smaller products gain nothing, and their rounding shows in the map.
 LEAST_WEIGHTS = 1024
+OPENVINO_LAYERS = ("MatMul", "Convolution", "GroupConvolution")
 
 
 def quantise_onnx(
@@ -23,11 +32,10 @@ def quantise_onnx(
     image_size: int,
     properties: dict[str, str],
 ) -> None:
-    """An ONNX model whose large products have 8-bit weights.
+    """An ONNX model whose layers have 8-bit weights, by output channel.
 
-    inputs: network inputs that the ranges of activations are measured on; None leaves their ranges to be found
-    for each image at run time. image_size: tells the smoothing of maps, which stays exact, from layers.
-    properties: the target's metadata.
+    inputs: network inputs that the ranges of activations are measured on; None leaves activations as they are.
+    image_size: tells the smoothing of maps from layers. properties: the target's metadata.
     """
     onnx: Any = require("onnx")
     require("onnxruntime")
@@ -35,42 +43,60 @@ def quantise_onnx(
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = target.with_suffix(".prepared.onnx")
+    external = len(model_files(source)) > 1
     logging.getLogger().addFilter(_no_remarks)
     try:
         # Folds what is computed from weights alone, such as their transposition.
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True, skip_onnx_shape=True)
-        names = _layers(onnx.load(str(prepared)), image_size)
-        kinds = {"nodes_to_quantize": names, "per_channel": True, "weight_type": quantization.QuantType.QInt8}
+        quant_pre_process(
+            str(source),
+            str(prepared),
+            skip_symbolic_shape=True,
+            skip_onnx_shape=True,
+            save_as_external_data=external,
+            all_tensors_to_one_file=True,
+            external_data_location=f"{prepared.name}.data",
+        )
+        model = onnx.load(str(prepared))
+        names = _layers(model, image_size)
         if inputs is None:
-            quantization.quantize_dynamic(str(prepared), str(target), **kinds)
+            _round_weights(onnx, model, set(names))
         else:
+            del model
             quantization.quantize_static(
                 str(prepared),
                 str(target),
                 _Reader(inputs),
                 activation_type=quantization.QuantType.QUInt8,
-                **kinds,
+                weight_type=quantization.QuantType.QInt8,
+                nodes_to_quantize=names,
+                per_channel=True,
+                use_external_data_format=external,
             )
-        _set_properties(onnx, target, properties)
+            model = onnx.load(str(target))
+        _save(onnx, model, target, properties)
     finally:
         logging.getLogger().removeFilter(_no_remarks)
-        prepared.unlink(missing_ok=True)
+        for file in model_files(prepared):
+            file.unlink(missing_ok=True)
 
 
-def quantise_openvino(model: Any, inputs: Sequence[np.ndarray] | None) -> Any:
-    """An OpenVINO model with 8-bit weights; with `inputs`, 8-bit activations too."""
-    nncf: Any = require("nncf")
-    nncf.set_log_level(logging.ERROR)
-    if inputs is None:
-        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    dataset = nncf.Dataset([pixels[None] for pixels in inputs])
-    return nncf.quantize(
-        model,
-        dataset,
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(inputs),
-        fast_bias_correction=True,
-    )
+def quantise_openvino(model: Any, inputs: Sequence[np.ndarray] | None, image_size: int) -> Any:
+    """An OpenVINO model whose layers have 8-bit weights; with `inputs`, 8-bit activations too."""
+    with _without_bars():
+        nncf: Any = require("nncf")
+        nncf.set_log_level(logging.ERROR)
+        exact = nncf.IgnoredScope(names=_exact_products(model, image_size), validate=False)
+        if inputs is None:
+            return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM, ignored_scope=exact)
+        dataset = nncf.Dataset([pixels[None] for pixels in inputs])
+        return nncf.quantize(
+            model,
+            dataset,
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(inputs),
+            fast_bias_correction=True,
+            ignored_scope=exact,
+        )
 
 
 class _Reader:
@@ -84,27 +110,97 @@ class _Reader:
         return None if pixels is None else {INPUT: pixels[None]}
 
 
+def _is_layer(shape: Sequence[int], image_size: int) -> bool:
+    """Whether constants of this shape are a layer's weights: large, and not the smoothing of maps."""
+    return len(shape) >= 2 and math.prod(shape) >= LEAST_WEIGHTS and tuple(shape) != (image_size, image_size)
+
+
 def _layers(model: Any, image_size: int) -> list[str]:
-    """Names of the nodes that are layers: products with large constant weights, the smoothing of maps excepted."""
+    """Names of the nodes of an ONNX model that are layers."""
     shapes = {t.name: tuple(t.dims) for t in model.graph.initializer}
-    smoothing = (image_size, image_size)
     return [
         node.name
         for node in model.graph.node
         if node.op_type in ("MatMul", "Gemm", "Conv")
-        and any(
-            math.prod(shapes[name]) >= LEAST_WEIGHTS and shapes[name] != smoothing
-            for name in node.input
-            if len(shapes.get(name, ())) >= 2
-        )
+        and any(_is_layer(shapes.get(name, ()), image_size) for name in node.input)
     ]
 
 
-def _set_properties(onnx: Any, path: Path, properties: dict[str, str]) -> None:
-    """Write a model's metadata: the quantiser drops it."""
-    model = onnx.load(str(path), load_external_data=False)
+def _exact_products(model: Any, image_size: int) -> list[str]:
+    """Names of the products of an OpenVINO model that are no layers."""
+    found = []
+    for node in model.get_ops():
+        if node.get_type_name() in OPENVINO_LAYERS:
+            sources = [given.get_source_output() for given in node.inputs()]
+            constants = [s for s in sources if s.get_node().get_type_name() == "Constant"]
+            if not any(_is_layer(tuple(s.get_shape()), image_size) for s in constants):
+                found.append(node.get_friendly_name())
+    return found
+
+
+def _round_weights(onnx: Any, model: Any, names: set[str]) -> None:
+    """Replace the weights of the named nodes by 8-bit ones with a scale for each output channel."""
+    weights = {t.name: t for t in model.graph.initializer}
+    rounded: dict[tuple[str, int], str] = {}
+    nodes = []
+    for node in model.graph.node:
+        for place, name in enumerate(node.input) if node.name in names else ():
+            if name not in weights or len(weights[name].dims) < 2:
+                continue
+            channels = _channel_axis(node, len(weights[name].dims))
+            if (name, channels) not in rounded:
+                label = f"{name}_{channels}"
+                rounded[name, channels] = f"{label}_rounded"
+                values, scales = _eight_bits(onnx.numpy_helper.to_array(weights[name]), channels)
+                model.graph.initializer.extend(
+                    [
+                        onnx.numpy_helper.from_array(values, f"{label}_int8"),
+                        onnx.numpy_helper.from_array(scales, f"{label}_scale"),
+                    ]
+                )
+                inputs = [f"{label}_int8", f"{label}_scale"]
+                outputs = [rounded[name, channels]]
+                nodes.append(onnx.helper.make_node("DequantizeLinear", inputs, outputs, axis=channels))
+            node.input[place] = rounded[name, channels]
+        nodes.append(node)
+    used = {name for node in nodes for name in node.input}
+    kept = [t for t in model.graph.initializer if t.name in used]
+    for field, content in ((model.graph.node, nodes), (model.graph.initializer, kept)):
+        copies = [type(entry).FromString(entry.SerializeToString()) for entry in content]
+        del field[:]
+        field.extend(copies)
+
+
+def _channel_axis(node: Any, rank: int) -> int:
+    """The axis of a layer's weights that counts its outputs."""
+    transposed = any(a.name == "transB" and a.i for a in node.attribute)
+    return 0 if node.op_type == "Conv" or transposed else rank - 1
+
+
+def _eight_bits(weights: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights as int8 of the same shape, and the float32 scale of each channel."""
+    others = tuple(axis for axis in range(weights.ndim) if axis != channels)
+    scales = np.abs(weights).max(axis=others, keepdims=True) / 127
+    scales[scales == 0] = 1
+    return np.rint(weights / scales).astype(np.int8), scales.ravel().astype(np.float32)
+
+
+def _save(onnx: Any, model: Any, path: Path, properties: dict[str, str]) -> None:
+    """Write a model with its metadata, which quantisers drop; in one file where it fits."""
     onnx.helper.set_model_props(model, properties)
-    onnx.save(model, str(path))
+    for file in model_files(path):
+        file.unlink(missing_ok=True)
+    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    external = size > engines.SINGLE_FILE_BYTES
+    onnx.save(model, str(path), save_as_external_data=external, location=f"{path.name}.data")
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keeps the progress bars of nncf out of standard output; they are shown where people look, or nowhere."""
+    place = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    with contextlib.redirect_stdout(place):
+        yield
 
 
 def _no_remarks(record: logging.LogRecord) -> bool:

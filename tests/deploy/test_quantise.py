@@ -1,0 +1,161 @@
+"""Eight bits in a small network made by hand: which products, how near to fp32, what stays in the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from blemish.deploy import engines
+from blemish.deploy.describe import describe_model
+from blemish.deploy.engines import OnnxEngine, model_files, open_engine
+from blemish.deploy.export_input import add_to_onnx
+from blemish.deploy.metadata import ModelMeta
+from blemish.deploy.quantise import (
+    _channel_axis,
+    _eight_bits,
+    _exact_products,
+    quantise_onnx,
+    quantise_openvino,
+)
+from blemish.errors import BadModel
+from blemish.predictor import Setup
+
+SIDE = 40
+META = ModelMeta(
+    Setup("clip", "tiny", SIDE), (0.5,) * 3, (0.5,) * 3, (0.0, 1.0), (0.0, 1.0), precision="int8 weights"
+)
+
+
+def network(path: Path, *, external: bool = False) -> Path:
+    """A convolution and a product, both layers, a comparison with two texts, and the smoothing of a map."""
+    rng = np.random.default_rng(0)
+    shapes = {"conv": (48, 3, 3, 3), "layer": (48, 64), "texts": (64, 2), "smooth": (SIDE, SIDE)}
+    values = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
+    values["layer"][:, 5] = 0
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["images", "conv"], ["planes"], name="conv", pads=[1, 1, 1, 1]),
+        node("ReduceMean", ["planes", "one"], ["plane"], keepdims=0),
+        node("MatMul", ["plane", "smooth"], ["map"], name="smooth"),
+        node("ReduceMean", ["planes", "sides"], ["pooled"], keepdims=0),
+        node("MatMul", ["pooled", "layer"], ["features"], name="layer"),
+        node("MatMul", ["features", "texts"], ["logits"], name="texts"),
+        node("ReduceSum", ["logits", "one"], ["score"], keepdims=0),
+    ]
+    constants = [numpy_helper.from_array(value, name) for name, value in values.items()]
+    constants += [
+        numpy_helper.from_array(np.array([1]), "one"),
+        numpy_helper.from_array(np.array([2, 3]), "sides"),
+    ]
+    kinds = {"images": ["b", 3, SIDE, SIDE], "map": ["b", SIDE, SIDE], "score": ["b"]}
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in kinds.items()]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, META.to_properties())
+    location = f"{path.name}.data"
+    onnx.save(model, str(path), save_as_external_data=external, location=location, size_threshold=200)
+    return path
+
+
+def inputs(count: int = 4) -> list[np.ndarray]:
+    rng = np.random.default_rng(1)
+    return [rng.normal(size=(3, SIDE, SIDE)).astype(np.float32) for _ in range(count)]
+
+
+def kinds(path: Path) -> dict[str, str]:
+    """Element types of the constants that the four products end in."""
+    model = onnx.load(str(path))
+    types = {t.name: TensorProto.DataType.Name(t.data_type) for t in model.graph.initializer}
+    makers = {output: node for node in model.graph.node for output in node.output}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type in ("MatMul", "Conv"):
+            name = node.input[1]
+            name = makers[name].input[0] if name in makers else name
+            found[node.name] = types[name]
+    return found
+
+
+def answers(engine: Any) -> tuple[np.ndarray, np.ndarray]:
+    maps, scores = engine.run(np.stack(inputs()))
+    return maps, scores
+
+
+@pytest.mark.parametrize("given", [None, 4])
+@pytest.mark.parametrize("external", [False, True])
+def test_onnx(given: int | None, external: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if external:
+        monkeypatch.setattr(engines, "SINGLE_FILE_BYTES", 1000)
+    source, target = network(tmp_path / "exact.onnx", external=external), tmp_path / "small.onnx"
+    quantise_onnx(source, target, None if given is None else inputs(given), SIDE, META.to_properties())
+    names = ["exact.onnx", "exact.onnx.data", "small.onnx", "small.onnx.data"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == (names if external else names[::2])
+    assert kinds(target) == {"conv": "INT8", "layer": "INT8", "texts": "FLOAT", "smooth": "FLOAT"}
+    maps, scores = answers(OnnxEngine(source))
+    found_maps, found_scores = answers(OnnxEngine(target))
+    limit = 0.01 if given is None else 0.1
+    assert 0 < np.abs(found_maps - maps).max() < limit * np.abs(maps).max()
+    assert np.abs(found_scores - scores).max() < limit * np.abs(scores).max()
+    assert describe_model(target)["precision"] == "int8 weights"
+
+
+def test_pixels_in_with_weights_beside(tmp_path: Path) -> None:
+    path = network(tmp_path / "m.onnx", external=True)
+    image = np.random.default_rng(2).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
+    plain = OnnxEngine(path).run((image[None].transpose(0, 3, 1, 2) / 255 * 2 - 1).astype(np.float32))
+    properties = META.to_properties() | {"blemish.preprocess": "true"}
+    add_to_onnx(path, SIDE, META.mean, META.std, properties)
+    assert [p.name for p in model_files(path)] == ["m.onnx", "m.onnx.data"]
+    found = OnnxEngine(path)
+    assert found.meta.preprocess
+    for mine, other in zip(found.run(image[None]), plain, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-4)
+    (tmp_path / "m.onnx.data").rename(tmp_path / "other.data")
+    with pytest.raises(BadModel, match=r"m\.onnx\.data, which holds its weights, is not beside it"):
+        open_engine(path)
+
+
+def test_rounding() -> None:
+    weights = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+    weights[2] = 0
+    for axis in (0, 1):
+        values, scales = _eight_bits(weights, axis)
+        assert (
+            values.dtype == np.int8 and np.abs(values).max() == 127 and scales.shape == (weights.shape[axis],)
+        )
+        back = values * np.expand_dims(scales, 1 - axis)
+        assert (np.abs(back - weights) <= np.expand_dims(scales, 1 - axis) / 2 + 1e-7).all()
+    gemm = helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)
+    assert [_channel_axis(gemm, 2), _channel_axis(helper.make_node("Gemm", ["x", "w"], ["y"]), 2)] == [0, 1]
+
+
+def test_products_that_stay_exact_in_openvino(tmp_path: Path) -> None:
+    import openvino
+
+    model = openvino.Core().read_model(str(network(tmp_path / "m.onnx")))
+    assert sorted(_exact_products(model, SIDE)) == ["smooth", "texts"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [None, 4])
+def test_openvino(given: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import openvino
+
+    core = openvino.Core()
+    exact = core.compile_model(str(network(tmp_path / "m.onnx")), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model = core.read_model(str(tmp_path / "m.onnx"))
+    small = quantise_openvino(model, None if given is None else inputs(given), SIDE)
+    stored = {op.get_friendly_name(): op.get_element_type().to_string() for op in small.get_ops()}
+    assert {"i8", "u8"} & set(stored.values())
+    found = core.compile_model(small, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(np.stack(inputs()))
+    expected = exact(np.stack(inputs()))
+    for place in (0, 1):
+        worst = np.abs(found[place] - expected[place]).max()
+        assert 0 < worst < 0.1 * np.abs(expected[place]).max()
+    # Standard output belongs to results.
+    assert capsys.readouterr().out == ""
