@@ -9,6 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..machine import cpu_flags
+
+# Numbers in the attention weights that are written out at once: 8 MB in bf16.
+WEIGHTS_AT_ONCE = 4_000_000
+
 
 def quick_gelu(x: Tensor) -> Tensor:
     """x * sigmoid(1.702 x), the activation OpenAI trained CLIP with. Any shape."""
@@ -40,6 +45,27 @@ def resolve_layers(layers: Sequence[int | float], depth: int) -> tuple[int, ...]
     return tuple(found)
 
 
+def scaled_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
+    """softmax(query key^T / sqrt(d)) value for each head: (B, heads, N, d), (B, heads, M, d) twice -> (B, heads, N, d).
+
+    Torch's fused kernel, except in bf16 on CPUs that have AVX512-BF16 but no AMX: its products are slow there, and
+    two plain products with a softmax between them take two thirds of the time. Not where gradients are recorded,
+    which would keep the weights of every block.
+    """
+    if causal or torch.is_grad_enabled() or torch.compiler.is_compiling() or not _is_slow_when_fused(query):
+        return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    scaled = query * query.shape[-1] ** -0.5
+    step = max(1, WEIGHTS_AT_ONCE // (query.shape[0] * query.shape[2] * key.shape[2]))
+    parts = zip(*(x.split(step, dim=1) for x in (scaled, key, value)), strict=True)
+    return torch.cat([(q @ k.transpose(-1, -2)).softmax(dim=-1) @ v for q, k, v in parts], dim=1)
+
+
+def _is_slow_when_fused(x: Tensor) -> bool:
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu":
+        return False
+    return "avx512_bf16" in cpu_flags() and "amx_bf16" not in cpu_flags()
+
+
 class Attention(nn.Module):
     """Multi-head attention with CLIP's parameter names; heads are contiguous channel slices."""
 
@@ -65,7 +91,7 @@ class Attention(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
         """softmax(query key^T / sqrt(d)) value per head, then the output projection: (B, N, W)."""
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+        out = scaled_attention(query, key, value, causal)
         result: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return result
 
