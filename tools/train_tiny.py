@@ -65,7 +65,7 @@ SAVE_SECONDS, LOG_STEPS, VALIDATE_PICTURES = 120, 25, 4800
 
 @dataclass(frozen=True)
 class Phase:
-    """Train until `pictures` have been seen in all, on pictures of `least` to `most` pixels.
+    """Train until `pictures` have been seen in all, on pictures of `least` to `most` pixels, more of them small.
 
     patches: of a batch. families: of the generator, one of FAMILIES. stem: how many of the stem's last blocks learn
     too, at a tenth of the rate.
@@ -86,7 +86,7 @@ class Phase:
 RECIPE = (
     Phase(36_000, 128, 192, 4800, 8e-4, 8e-4),
     Phase(66_000, 160, 256, 6400, 8e-4, 6e-4),
-    Phase(88_000, 192, 336, 7200, 6e-4, 2e-6, families="all", stem=3),
+    Phase(85_000, 192, 512, 7200, 6e-4, 2e-6, families="all", stem=3),
 )
 
 
