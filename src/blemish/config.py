@@ -131,7 +131,7 @@ def read_config(path: Path) -> dict[str, Any]:
             data = tomllib.load(file)
     except OSError as error:
         raise BadOption(f"cannot read the configuration {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, thousands of digits or of brackets
         raise BadOption(f"{path} is not valid TOML: {error}") from error
     for key, value in data.items():
         if isinstance(value, dict):
@@ -150,7 +150,7 @@ def read_class_names(path: Path) -> dict[str, str]:
             found = tomllib.load(file)
     except OSError as error:
         raise BadOption(f"cannot read the class names {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, thousands of digits or of brackets
         raise BadOption(f"{path} is not valid TOML: {error}") from error
     for name, words in found.items():
         if not isinstance(words, str) or not words.strip():
@@ -188,7 +188,7 @@ def _literal(pair: str, text: str) -> Any:
         # A line break in the value could smuggle in more keys, so only single-line values count as TOML.
         if "\n" not in source:
             return tomllib.loads(f"value = {source}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         if _BARE_WORD.fullmatch(text):
             return text
     raise BadOption(f'--set {pair!r}: cannot read the value; write numbers, true/false, "text" or [a, b]')

@@ -16,7 +16,8 @@ from typing import Annotated, Any
 import typer
 
 import blemish
-from blemish.errors import BlemishError
+from blemish.config import read_class_names
+from blemish.errors import BadOption, BlemishError, UnknownName
 
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_NOTHING_DONE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -182,8 +183,9 @@ def set_up_messages(quiet: bool, verbose: bool) -> None:
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s: %(message)s", force=True)
     if not verbose:
         warnings.simplefilter("ignore")
-        # It remarks on damaged files by itself, and the image is reported as failed all the same.
-        logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+        # They remark on damaged files by themselves, and the image is reported as failed all the same.
+        for reader in ("tifffile", "PIL"):
+            logging.getLogger(reader).setLevel(logging.CRITICAL)
 
 
 class Failed(Exception):
@@ -212,6 +214,21 @@ def shown_errors(verbose: bool) -> Iterator[None]:
             f"internal error: {type(error).__name__}: {first}\nrun it again with --verbose for the traceback",
             verbose,
         )
+
+
+def words_for_class(class_name: str | None, class_names: str | None) -> str | None:
+    """What the images show: the words of the file --class-names for --class-name, where there is a file.
+
+    Raises BadOption or UnknownName.
+    """
+    if class_names is None:
+        return class_name
+    words = read_class_names(Path(class_names))
+    if class_name is None:
+        raise BadOption("--class-names has words for --class-name; pass that too, or leave both out")
+    if class_name not in words:
+        raise UnknownName(f"class of {class_names}", class_name, words)
+    return words[class_name]
 
 
 def fail(text: str, verbose: bool) -> None:

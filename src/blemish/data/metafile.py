@@ -233,7 +233,7 @@ def _text(path: Path) -> str:
 def _json(text: str, place: str) -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, or thousands of digits or of brackets
         raise BadDataset(
             f"{place}: damaged JSON ({error}); make it anew, or pass --dataset mvtec_layout"
         ) from error

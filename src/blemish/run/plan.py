@@ -153,7 +153,7 @@ def read_plan(path: Path) -> Plan:
             values = tomllib.load(file)
     except OSError as error:
         raise BadOption(f"cannot read the plan {path}: {(error.strerror or str(error)).lower()}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, thousands of digits or of brackets
         raise BadOption(f"{path} is not valid TOML: {error}") from error
     try:
         return parse_plan(values, path.parent, path.stem)
