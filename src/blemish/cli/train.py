@@ -14,6 +14,7 @@ from blemish.cli.shared import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
     BackboneOption,
+    ClassNamesOption,
     ConfigOption,
     DeviceOption,
     ImageSizeOption,
@@ -95,7 +96,14 @@ def train(
         str | None, typer.Option("--class-name", help="In place of the dataset's class names.")
     ] = None,
     strict: Annotated[bool | None, typer.Option("--strict", help="Refuse data with anything odd.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Only the first so many images.")] = None,
+    class_names: ClassNamesOption = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Only so many images, evenly spread over the data.")
+    ] = None,
+    threshold_images: Annotated[
+        int | None,
+        typer.Option("--threshold-images", help="Thresholds from so many images, evenly spread. [all]"),
+    ] = None,
     init: Annotated[
         str | None, typer.Option("--init", help="A checkpoint of the method to begin with.")
     ] = None,

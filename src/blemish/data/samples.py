@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
@@ -20,6 +20,7 @@ from blemish.errors import BadImage
 from blemish.files import printable_name
 from blemish.types import Sample
 
+T = TypeVar("T")
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -28,6 +29,14 @@ class MaskDoesNotFit(BadImage):
 
 
 _RULE = re.compile(r"(>|==)(\d+)")
+
+
+def spread(samples: Sequence[T], limit: int | None) -> Sequence[T]:
+    """At most `limit` of the samples, evenly from the list, so that the kinds of images in it stay mixed; None: all."""
+    if limit is None or len(samples) <= limit:
+        return samples
+    middles = (np.arange(limit) + 0.5) * (len(samples) / limit)
+    return [samples[int(i)] for i in middles]
 
 
 def load_pixels(sample: Sample) -> np.ndarray:

@@ -16,6 +16,7 @@ from torch import Tensor
 from blemish.clip.cache import FeatureCache, image_key
 from blemish.data.augment import AUGMENTATIONS
 from blemish.data.auxiliary import Auxiliary, View
+from blemish.data.samples import spread
 from blemish.pipeline import ordered_map
 from blemish.run.processes import Processes
 from blemish.types import FeatureSpec, ImageFeatures, Target
@@ -113,6 +114,22 @@ class Batches:
         size = self.batch_size
         whole = [order[i : i + size] for i in range(first * size, len(order), size)]
         yield from self._cached(whole, epoch) if self.cache is not None else self._encoded(whole, epoch)
+
+    def some(self, limit: int | None) -> Batches:
+        """The same for at most `limit` pictures, evenly from all; None: for all."""
+        if limit is None or len(self.data) <= limit:
+            return self
+        return Batches(
+            dataclasses.replace(self.data, samples=tuple(spread(self.data.samples, limit)), _masks={}),
+            self.clip,
+            self.spec,
+            self.batch_size,
+            self.processes,
+            cache=self.cache,
+            copies=self.copies,
+            autocast=self.autocast,
+            encoder=self.encoder,
+        )
 
     def in_order(self) -> Iterator[Batch]:
         """Every picture once as it is stored, whole in this process; for thresholds."""

@@ -11,10 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from blemish.checkpoint import package_versions
 from blemish.data.layouts import Dataset
+from blemish.data.samples import spread
 from blemish.detector import Detector, uses_class_names
 from blemish.device import machine
 from blemish.errors import BadDataset, BadOption, OutputError, UnknownName
@@ -136,7 +135,7 @@ def choose_samples(
     for name in wanted:
         if name not in classes:
             raise UnknownName(f"class of {root}", name, classes)
-    classes = {n: _spread(s, options.limit) for n, s in classes.items() if not wanted or n in wanted}
+    classes = {n: list(spread(s, options.limit)) for n, s in classes.items() if not wanted or n in wanted}
     if options.limit is not None:
         notes.append(f"at most {options.limit} images of each class (--limit)")
     return classes, notes
@@ -241,14 +240,6 @@ def _all_parts(
         )
         parts.save(number, found[number])
     return [found[number] for number in sorted(found)]
-
-
-def _spread(samples: list[Sample], limit: int | None) -> list[Sample]:
-    """At most `limit` samples, evenly from the list, so that the kinds of images in it stay mixed."""
-    if limit is None or len(samples) <= limit:
-        return samples
-    middles = (np.arange(limit) + 0.5) * (len(samples) / limit)
-    return [samples[int(i)] for i in middles]
 
 
 def _normals(

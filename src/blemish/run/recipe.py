@@ -38,7 +38,9 @@ class TrainOptions:
     augmentation); "auto" is 1 without augmentation, else off, as for methods that learn inside the image tower.
     cache_dir, cache_storage: where, and "fp16", "bf16" or "int8". validate_classes: classes to hold out and
     report on after each epoch. strict: refuse data with anything odd. class_name: in place of the dataset's.
-    limit: only so many images. init: a checkpoint of the same method, whose learned parts are the start.
+    class_names: a file of words for the dataset's classes, see `config.read_class_names`. limit: only so many images,
+    evenly from the data. threshold_images: thresholds (and the scale of methods that have one) from so many images,
+    evenly from those learned from; None: all. init: a checkpoint of the same method, whose learned parts are the start.
     """
 
     method: str = ""
@@ -66,12 +68,14 @@ class TrainOptions:
     validate_classes: tuple[str, ...] = ()
     strict: bool = False
     class_name: str | None = None
+    class_names: str | None = None
     limit: int | None = None
+    threshold_images: int | None = None
     init: str | None = None
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "threads", "limit", "map_size"):
+        for name in ("epochs", "batch_size", "threads", "limit", "map_size", "threshold_images"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadOption(f"{name} is {value}; expected at least 1")

@@ -120,7 +120,7 @@ def train(
             log.epoch(epoch, done, _validate(method, held))
     path, thresholds = log.out / CHECKPOINT_FILE, None
     if processes.leads:
-        thresholds = _thresholds(method, batches)
+        thresholds = _thresholds(method, batches.some(recipe.threshold_images))
         save_checkpoint(path, method, _meta(recipe, clip, method, gathered, thresholds))
     seconds = log.end(started, thresholds)
     processes.wait()
@@ -239,6 +239,7 @@ def _settings(recipe: Recipe, clip: CLIP, method: Method, gathered: Gathered) ->
     settings = asdict(recipe) | {"options": asdict(method.config), "samples": gathered.digest}
     for name in ("out", "data", "dataset", "threads", "device", "cache_dir", "tensorboard", "strict"):
         del settings[name]
+    del settings["class_names"]  # a path; the words themselves are among the samples
     settings["init"] = start_digest(recipe.init)
     if Path(recipe.backbone).exists():
         settings["backbone"] = Path(recipe.backbone).name  # a path may tell a user's name

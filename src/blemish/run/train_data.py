@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from blemish.config import read_class_names
 from blemish.data.check import check_dataset
 from blemish.data.layouts import Dataset, open_dataset
+from blemish.data.samples import spread
 from blemish.errors import BadDataset, BadOption, UnknownName
 from blemish.types import Sample
 
@@ -62,17 +64,26 @@ def gather(options: TrainOptions, without_masks: bool) -> Gathered:
         for root, name in zip(options.data, names, strict=True)
     ]
     warnings: list[str] = []
-    samples = [s for dataset in opened for s in _usable(dataset, options, warnings)][: options.limit]
-    if options.class_name is not None:
-        samples = [replace(s, class_name=options.class_name) for s in samples]
+    words = _class_words(opened, options)
+    samples = list(spread([s for d in opened for s in _usable(d, options, warnings)], options.limit))
     held = _held_out(samples, options.validate_classes)
     kept = [s for s in samples if s not in held]
+    held, kept = ([replace(s, class_name=words[s.class_name]) for s in part] for part in (held, kept))
     kept = _learnable(kept, options, without_masks, warnings)
     if options.strict and warnings:
         raise BadDataset(f"refused because of --strict: {'; '.join(warnings)}")
     for text in warnings:
         log.warning("%s", text)
     return Gathered(_describe(opened, kept), tuple(kept), tuple(held), tuple(warnings))
+
+
+def _class_words(opened: Sequence[Dataset], options: TrainOptions) -> dict[str, str]:
+    """class -> what methods are told, as in evaluation. Raises BadOption, UnknownName for the file of words."""
+    given = {} if options.class_names is None else read_class_names(Path(options.class_names))
+    known = {name: dataset for dataset in opened for name in dataset.classes}
+    if given and not known.keys() & given.keys():
+        raise UnknownName(f"class of {options.class_names}", next(iter(given)), known)
+    return {n: given.get(n) or options.class_name or d.prompt_name(n) for n, d in known.items()}
 
 
 def _usable(dataset: Dataset, options: TrainOptions, warnings: list[str]) -> list[Sample]:
