@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from blemish.data.find import IMAGE_ENDINGS, ImageRef, find_images
+from blemish.data.tiff_limits import UnfoldsTooFar, check_tiff
 from blemish.errors import BadImage
 from blemish.files import printable_name
 
@@ -34,7 +35,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"RIFF", b"GIF8", *TIFF_SIGNATURES)
 # TIFF: tag numbers and values of the photometric tag
-BITS_PER_SAMPLE, ORIENTATION = 258, 274
+BITS_PER_SAMPLE, ORIENTATION, TILE_WIDTH, TILE_LENGTH = 258, 274, 322, 323
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
 STRIP_PIXELS = 1 << 22
 CAUSE_LETTERS = 160
@@ -152,10 +153,19 @@ def _read_file(file: BinaryIO, head: bytes, max_pixels: int) -> np.ndarray:
             raise BadImage("damaged or cut short (its header cannot be read)") from error
         raise BadImage("not an image (its content is no PNG, JPEG, BMP, WebP, TIFF or GIF)") from error
     with image:
-        if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_deep(image):
-            # Pillow keeps the high byte of deep colour, misreads planes stored apart, and forgets white-is-zero
-            with contextlib.suppress(ValueError):  # tifffile lacks some compressions that Pillow has
-                return _read_tiff(file, max_pixels)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            width, length = (image.tag_v2.get(tag, 1) for tag in (TILE_WIDTH, TILE_LENGTH))
+            _check_size(
+                width, length, max_pixels
+            )  # of tiles, of which one is held whole, however small the picture
+            if _is_deep(image):
+                # Pillow keeps the high byte of deep colour, misreads planes stored apart, forgets white-is-zero
+                try:
+                    return _read_tiff(file, max_pixels)
+                except UnfoldsTooFar:
+                    raise
+                except ValueError:
+                    pass  # tifffile lacks some compressions that Pillow has
         return _decode(image, max_pixels)
 
 
@@ -241,6 +251,7 @@ def _read_tiff(file: BinaryIO, max_pixels: int) -> np.ndarray:
             )
         if page.photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB):
             raise BadImage(f"TIFF of photometric kind {int(page.photometric)}; save it as grey or RGB")
+        check_tiff(page, file, max_pixels)
         values = np.asarray(page.asarray())
         if page.planarconfig == 2 and values.ndim == 3:  # planes stored apart
             values = np.moveaxis(values, 0, -1)
