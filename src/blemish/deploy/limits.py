@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 MEGA = 1_000_000
+SMALL_ANSWER = 65_536  # bytes that the server's own buffer takes, whether or not the client reads
 
 
 class Refused(Exception):
@@ -37,6 +39,32 @@ class ByteBudget:
     def give(self, count: int) -> None:
         """Return bytes that were taken."""
         self.held -= count
+
+
+class UnreadAnswers:
+    """Bytes of answers that clients have not taken yet, over all connections. Used from the event loop alone."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.held = limit, 0
+
+    def check(self) -> None:
+        """Raises Refused (429) while more than the limit waits for clients."""
+        if self.held > self.limit:
+            raise Refused(429, "other clients have not taken their answers yet; try again later", 1)
+
+    async def send(self, message: MutableMapping[str, Any], send: Send) -> None:
+        """Send a part of an answer's body; of a large one, wait until the client has taken most of it."""
+        size = len(message.get("body", b""))
+        if size <= SMALL_ANSWER:
+            await send(message)
+            return
+        self.held += size
+        try:
+            await send({**message, "more_body": True})
+            # The server takes another part when little of the one before is left in its buffer.
+            await send({**message, "body": b"", "more_body": message.get("more_body", False)})
+        finally:
+            self.held -= size
 
 
 async def read_body(

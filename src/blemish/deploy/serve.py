@@ -114,7 +114,7 @@ def make_app(predictor: Predictor, options: ServeOptions, checkpoint: Path | Non
     _add_history(app, service)
     _add_kept(app, service)
     _add_page(app, files)
-    return Guard(app, options, service.metrics, frozenset(files))
+    return Guard(app, options, service.metrics, service.unread, frozenset(files))
 
 
 def _page_files() -> dict[str, tuple[bytes, str]]:
@@ -163,12 +163,10 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
-    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="Whether the process answers.")
     async def healthz() -> Response:
         return JSONResponse({"status": "ok"})
 
-    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", summary="Whether images would be scored now; 503 while starting or stopping.")
     async def readyz() -> Response:
         ready = service.batcher.is_alive
@@ -181,6 +179,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
             "queue_length": ("Images accepted and not yet answered.", batcher.length),
             "queue_capacity": ("Images accepted at most.", batcher.capacity),
             "received_bytes_held": ("Bytes of request bodies in memory.", service.budget.held),
+            "answer_bytes_held": ("Bytes of large answers that clients have not taken.", service.unread.held),
         }
         return Response(service.metrics.text(gauges), media_type=CONTENT_TYPE)
 
@@ -285,7 +284,7 @@ def _add_page(app: FastAPI, files: dict[str, tuple[bytes, str]]) -> None:
         return file
 
     for path, (content, kind) in files.items():
-        app.add_api_route(path, serve(content, kind), methods=["GET", "HEAD"], include_in_schema=False)
+        app.add_api_route(path, serve(content, kind), methods=["GET"], include_in_schema=False)
 
 
 def _history(service: Service) -> History:
@@ -295,6 +294,7 @@ def _history(service: Service) -> History:
 
 
 def _kept(service: Service, number: str) -> tuple[KeptFiles, dict[str, Any]]:
+    service.unread.check()
     item = _history(service).get(_number(number))
     if item is None or item["kept"] is None or service.kept is None:
         raise Refused(404, "no such inspection, or its files were not kept (--keep DIR)")

@@ -15,13 +15,12 @@ from urllib.parse import urlsplit
 
 from starlette.responses import Response
 
-from blemish.deploy.limits import Receive, Refused
+from blemish.deploy.limits import Receive, Refused, Send, UnreadAnswers
 from blemish.deploy.serve_metrics import Metrics
 from blemish.deploy.serve_options import ServeOptions
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 CLIENT_GONE = 499  # in logs and counts alone: nobody is there to be sent it
 LINGER_SECONDS = 2.0
@@ -56,9 +55,16 @@ def route_of(path: str, files: frozenset[str]) -> str:
 class Guard:
     """An ASGI application around the service's."""
 
-    def __init__(self, app: App, options: ServeOptions, metrics: Metrics, files: frozenset[str]) -> None:
-        """files: paths of the page's files, which need no token."""
-        self.app, self.options, self.metrics, self.files = app, options, metrics, files
+    def __init__(
+        self,
+        app: App,
+        options: ServeOptions,
+        metrics: Metrics,
+        unread: UnreadAnswers,
+        files: frozenset[str],
+    ) -> None:
+        """unread: counts what is on its way to clients. files: paths of the page's files, which need no token."""
+        self.app, self.options, self.metrics, self.unread, self.files = app, options, metrics, unread, files
         self.open = files | {"/healthz"}
         self._token = None if options.token is None else options.token.encode()
         self._is_local = options.is_local and not options.no_auth
@@ -82,12 +88,17 @@ class Guard:
                     *HEADERS,
                     _caching(scope["path"], self.files),
                 ]
-            await send(message)
+            if message["type"] == "http.response.body":
+                await self.unread.send(message, send)
+            else:
+                await send(message)
 
-        body = scope["blemish_body"] = _Body(scope, receive)
+        # What can be asked for can be asked for by HEAD; the server leaves the body out.
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        body = inner["blemish_body"] = _Body(scope, receive)
         try:
             self._check(scope)
-            await self.app(scope, body.receive, observed)
+            await self.app(inner, body.receive, observed)
         except Refused as error:
             await refuse(error, observed, body)
         except Exception:  # it has been answered, where that was still possible

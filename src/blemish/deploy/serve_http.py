@@ -20,7 +20,9 @@ BACKLOG = 2048
 CONNECTIONS = 1000  # at most; more are answered 503
 KEEP_ALIVE = 15  # seconds between requests
 HEADER_SECONDS = 15.0
+TAKE_SECONDS = 30.0  # in which a client must take some of its answer
 GRACE = 10.0  # seconds to send answers at the end, besides the time that scoring may take
+TOO_MANY = b'{"error": "too many connections; try again later"}'
 LATE_BODY = b'{"error": "the headers of the request came too slowly"}'
 LATE = b"\r\n".join(
     (
@@ -36,10 +38,10 @@ LATE = b"\r\n".join(
 
 def make_server(app: Any, options: ServeOptions, on_ready: Callable[[], object]) -> Server:
     """A uvicorn server for `app`; `serve(sockets=[...])` runs it. on_ready: called once it answers."""
-    patience = min(HEADER_SECONDS, options.timeout)
 
     class Protocol(PatientProtocol):
-        header_seconds = patience
+        header_seconds = min(HEADER_SECONDS, options.timeout)
+        take_seconds = min(TAKE_SECONDS, options.timeout)
 
     config = uvicorn.Config(
         app,
@@ -54,7 +56,6 @@ def make_server(app: Any, options: ServeOptions, on_ready: Callable[[], object])
         proxy_headers=False,
         server_header=False,
         backlog=BACKLOG,
-        limit_concurrency=CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE,
         # A body and its scoring may take the time limit each.
         timeout_graceful_shutdown=math.ceil(2 * options.timeout + GRACE),
@@ -91,10 +92,13 @@ class Server(uvicorn.Server):
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP/1.1 with a limit on the time that a request's headers may take, which uvicorn does not have."""
+    """HTTP/1.1 with limits that uvicorn does not have: on the time that a request's headers take, and on the time
+    for which a client takes nothing of its answer.
+    """
 
-    header_seconds = HEADER_SECONDS
+    header_seconds, take_seconds = HEADER_SECONDS, TAKE_SECONDS
     _header_timer: asyncio.TimerHandle | None = None
+    _take_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for the first request."""
@@ -103,13 +107,41 @@ class PatientProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Wait on while headers are incomplete, counted from their first byte."""
+        if len(self.connections) > CONNECTIONS:
+            self.app = _too_many  # for good: the answer closes the connection
         super().data_received(data)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
         self._stop()
+        self._stop_taking()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """More than a little waits for the client: begin to watch that it becomes less."""
+        super().pause_writing()
+        self._watch_taking()
+
+    def resume_writing(self) -> None:
+        """Stop watching."""
+        super().resume_writing()
+        self._stop_taking()
+
+    def _watch_taking(self) -> None:
+        size = self.transport.get_write_buffer_size()
+        self._take_timer = self.loop.call_later(self.take_seconds, self._check_taking, size)
+
+    def _stop_taking(self) -> None:
+        if self._take_timer is not None:
+            self._take_timer.cancel()
+            self._take_timer = None
+
+    def _check_taking(self, before: int) -> None:
+        if self.transport.get_write_buffer_size() < before:
+            self._watch_taking()
+        else:
+            self.transport.abort()  # and with it what is held for this client
 
     def _watch(self) -> None:
         if self.transport.is_closing() or self.conn.their_state is not h11.IDLE:
@@ -127,3 +159,15 @@ class PatientProtocol(H11Protocol):
         if not self.transport.is_closing() and self.conn.their_state is h11.IDLE:
             self.transport.write(LATE)
             self.transport.close()
+
+
+async def _too_many(scope: Any, receive: Any, send: Any) -> None:
+    """The answer to requests on connections beyond the limit."""
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(TOO_MANY)).encode()),
+        (b"retry-after", b"5"),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": TOO_MANY})

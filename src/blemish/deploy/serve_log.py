@@ -34,4 +34,5 @@ def log_as_json(quiet: bool, verbose: bool) -> None:
     handler.setFormatter(JsonLines(verbose))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("blemish").setLevel(logging.ERROR if quiet else logging.INFO)
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # the image is reported as failed all the same
+    for reader in ("tifffile", "PIL"):  # the image is reported as failed all the same
+        logging.getLogger(reader).setLevel(logging.CRITICAL)

@@ -87,7 +87,7 @@ class Metrics:
             yield f"blemish_{name}_total {self._counts[name]}"
         for name, (what, value) in gauges.items():
             yield from _head(f"blemish_{name}", what, "gauge")
-            yield f"blemish_{name} {value:g}"
+            yield f"blemish_{name} {value}"
         yield from _head("blemish_batch_size", "Images per network pass.", "histogram")
         yield from self._batches.lines("blemish_batch_size")
         yield from _head("blemish_predict_seconds", "Seconds to answer /v1/predict.", "histogram")

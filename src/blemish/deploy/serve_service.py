@@ -23,6 +23,7 @@ from blemish.deploy.limits import (
     Disconnected,
     Receive,
     Refused,
+    UnreadAnswers,
     read_body,
     too_many_pixels,
 )
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 WORKERS = 4
 # Bodies in memory at a time, and pixels accepted at a time, in requests of the largest size.
 BODIES_AT_A_TIME, PIXELS_AT_A_TIME = 4, 2
+ANSWER_BYTES = 6  # per pixel, of the largest answers: a float32 map in base64
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class Service:
         if self.kept is not None:
             make_folder(self.kept.folder)
         self.budget = ByteBudget(BODIES_AT_A_TIME * options.max_bytes)
+        self.unread = UnreadAnswers(PIXELS_AT_A_TIME * ANSWER_BYTES * options.max_pixels)
         self.batcher = Batcher(
             predictor,
             capacity=options.queue,
@@ -142,6 +145,7 @@ class Service:
             raise Refused(503, "the service is not ready", 1)
         if not self.batcher.has_room():
             raise _busy(self.batcher.retry_after)
+        self.unread.check()
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         loop = asyncio.get_running_loop()

@@ -17,6 +17,7 @@ FIELDS = ("images", "map", "threshold", "pixel_threshold")
 NAME_LENGTH = 255
 FIELD_LENGTH = 64
 OTHER_PARTS = 8  # of a form, besides its images
+MARKS_OF_JSON = 50_000  # commas and brackets of a body: each may become an object of many times its size
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,9 @@ def _read_json(body: bytes, max_images: int) -> tuple[list[Upload], dict[str, An
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """A JSON object. Raises Refused (400, or 422 for JSON of another kind)."""
+    """A JSON object. Raises Refused (400, or 422 for JSON of another kind, 413 for too many values)."""
+    if sum(map(body.count, (b",", b"[", b"{"))) > MARKS_OF_JSON:
+        raise Refused(413, "the JSON body has too many values; expected a few for each image")
     try:
         values = json.loads(body)
     # JSONDecodeError and UnicodeDecodeError are ValueErrors, as are numbers of too many digits.
