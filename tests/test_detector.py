@@ -225,6 +225,19 @@ def test_methods_may_ask_for_squares() -> None:
     assert named.setup.tile == 14 and len(named.prepare(pixels).boxes) > 2
 
 
+def test_freed_memory_is_kept_for_the_embedded_backbone_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for stem, place in (("patch", "cpu"), ("lite", "meta"), ("lite", "cpu")):
+        monkeypatch.setattr(
+            "blemish.detector.keep_freed_memory", lambda name=f"{stem} {place}": calls.append(name)
+        )
+        window = Window()
+        window.config = replace(window.config, vision=replace(window.config.vision, stem=stem))  # type: ignore[misc]
+        window.device = torch.device(place)  # type: ignore[misc]
+        Detector(window, Brightness(), Setup("brightness", "window", 28))  # type: ignore[arg-type]
+    assert calls == ["lite cpu"]
+
+
 def test_windows_must_fit_the_image_size() -> None:
     method = Brightness()
     method.needs = FeatureSpec(windows=(2, 3))  # type: ignore[misc]
