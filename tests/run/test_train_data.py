@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from blemish.data.augment import AUGMENTATIONS, Augmentation
+from blemish.data.auxiliary import Auxiliary
 from blemish.errors import BadOption, UnknownName
 from blemish.run import train as training
 from blemish.run.recipe import TrainOptions
@@ -92,3 +94,18 @@ def test_thresholds_from_some_pictures(
     seen.clear()
     train(TrainOptions(out=str(tmp_path / "all"), **common), own)
     assert len(seen) == 20
+
+
+@pytest.mark.parametrize("of_all", [False, True])
+def test_mosaics_of_anomalous_pictures_or_of_all(data: Path, of_all: bool) -> None:
+    samples = gather(TrainOptions(data=(str(data),), **SIZES), False).samples
+    always = Augmentation(mosaic=1.0, mosaic_of_all=of_all)
+    drawn = Auxiliary(samples, 48, 96, (0.5,) * 3, (0.5,) * 3, always)
+    views = [drawn.view(index, copy) for index in range(len(samples)) for copy in range(8)]
+    quarters = [view.mask.reshape(2, 48, 2, 48).any(axis=(1, 3)) for view in views if view.mask is not None]
+    assert len(quarters) == len(views)
+    shares = [float(q.mean()) for q in quarters]
+    # Of a class's four normal and six anomalous pictures.
+    assert 0.4 < sum(shares) / len(shares) < 0.75 if of_all else min(shares) == 1.0
+    assert all(view.label == int(q.any()) for view, q in zip(views, quarters, strict=True))
+    assert AUGMENTATIONS["mosaic"].mosaic_of_all and not AUGMENTATIONS["vcp_mosaic"].mosaic_of_all

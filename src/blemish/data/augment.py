@@ -36,7 +36,8 @@ STRIP_VALUES = 1 << 17  # the same for noise and blurs
 class Augmentation:
     """How likely each change of a training picture is, each in [0, 1]; they are drawn in this order.
 
-    mosaic: a 2x2 mosaic of four anomalous pictures takes the place of the picture.
+    mosaic: a 2x2 mosaic of four pictures of the class takes the place of the picture; of anomalous ones alone, unless
+    mosaic_of_all (which is no probability).
     rotate: by an angle of up to 30 degrees. quarter_turn: by 0, 90, 180 or 270 degrees.
     brightness_contrast: both by up to 0.2. noise: Gaussian, variance 10 to 50.
     blur_or_jitter: one of 3x3 mean, colour jitter and Gaussian blur.
@@ -53,6 +54,7 @@ class Augmentation:
     colour: float = 0.0
     shift: float = 0.0
     flip: float = 0.0
+    mosaic_of_all: bool = False
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -70,7 +72,7 @@ AUGMENTATIONS = {
     "none": Augmentation(),
     "vcp": _VCP,
     "vcp_mosaic": dataclasses.replace(_VCP, mosaic=0.2),
-    "mosaic": Augmentation(mosaic=0.2),
+    "mosaic": Augmentation(mosaic=0.2, mosaic_of_all=True),  # APRIL-GAN's
     # AA-CLIP's; how likely it turns, shifts and flips is ours.
     "aa": Augmentation(rotate=0.5, colour=0.7, shift=0.5, flip=0.5),
 }
@@ -86,9 +88,9 @@ def draw_view(
     """One training view of picture `index`; what is drawn depends on the generator alone.
 
     load: picture number -> uint8 (H, W, 3) and its mask, uint8 (H, W) of 0 and 255 or None; must return the
-    same for the same number. mosaic_pool: numbers of the anomalous pictures of the same class; without any,
-    or when one of the four drawn has no mask, no mosaic is built. A mosaic is anomalous, whatever picture
-    `index` is. Returns new arrays of the same kinds; a mask of None stays None. Quarter turns exchange height
+    same for the same number. mosaic_pool: numbers of the pictures that a mosaic may hold; without any, or when one
+    of the four drawn has no mask, no mosaic is built. A mosaic is anomalous when one of its pictures is, whatever
+    picture `index` is. Returns new arrays of the same kinds; a mask of None stays None. Quarter turns exchange height
     and width, a mosaic has twice the height and width of its first picture.
     """
     picture = None

@@ -98,10 +98,11 @@ class Auxiliary:
 
     @cached_property
     def _pools(self) -> dict[str, list[int]]:
-        """Per class, the anomalous pictures that a mosaic may use."""
+        """Per class, the pictures that a mosaic may use: the anomalous ones, or all."""
         pools: dict[str, list[int]] = {}
         for index, sample in enumerate(self.samples):
-            if sample.label == 1 and sample.mask is not None:
+            normal = sample.label == 0 and self.augmentation.mosaic_of_all
+            if normal or (sample.label == 1 and sample.mask is not None):
                 pools.setdefault(sample.class_name, []).append(index)
         return pools
 
@@ -120,4 +121,6 @@ class Auxiliary:
         if mask is None or not self.outlined:
             return View(None, None, int(self.samples[index].label or 0))
         small = resize_mask(mask, self.map_size)
+        if self.augmentation.mosaic_of_all:  # in the place of an anomalous picture may be four normal ones
+            return View(None, small, int(bool(mask.any())))
         return View(None, small, int(self.samples[index].label == 1 or bool(small.any())))
