@@ -1,0 +1,200 @@
+"""Seconds an image of the papers' methods on ViT-L-14-336 (random weights), beside the image tower alone.
+
+    python benchmarks/inference.py [--methods M ...] [--batches 1 8] [--precisions fp32 bf16] [--json FILE]
+
+Every method, batch size and precision runs in a process of its own. In it the method and the plain tower (the same
+activation and position resizing, last tokens and class feature) take turns, after one round that does not count.
+Printed are medians over the rounds: seconds an image of both, their ratio, the share of the machine's matrix-multiply
+peak (products of the model's own shapes in the same precision, timed in the same run) that tower and method reach, and
+the peak memory of the process. A method's own arithmetic beyond the towers' blocks is not counted, so its share is a
+lower bound. Then, for each method, how far bf16 is from fp32 on the same weights and drawn pictures: largest
+difference of scores and smallest correlation of maps. With `--json`, what the file has is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from typing import Any
+
+import numpy as np
+import torch
+
+from blemish.clip.config import VisionConfig
+from blemish.clip.layers import resolve_layers
+from blemish.clip.model import CLIP
+from blemish.data.transforms import preprocess
+from blemish.deploy.parity import drawn_samples
+from blemish.detector import Detector, Setup
+from blemish.device import peak_memory_mib
+from blemish.methods import build
+from blemish.types import FeatureSpec
+from timing import (
+    TYPES,
+    Results,
+    alternating,
+    conditions,
+    heading,
+    in_own_process,
+    options,
+    random_clip,
+    spread,
+)
+
+PAPERS = ("anomaly_clip", "vcp_clip", "vcp_clip_plus", "vip2_clip", "gen_clip")
+# Largest ratio of a method to the plain tower.
+BARS = {"anomaly_clip": 1.40}
+BAR = 1.15
+
+
+def tower_flops(vision: VisionConfig, spec: FeatureSpec, size: int) -> float:
+    """Multiplications and additions of one image's pass through the tower, each counted; products alone."""
+    width, patches = vision.width, (size // vision.patch_size) ** 2
+    tokens = patches + 1
+    square = 2.0 * tokens * width * width
+    attention = 4.0 * tokens * tokens * width
+    feed_forward = 4.0 * tokens * width * vision.mlp_width
+    total = 2.0 * patches * 3 * vision.patch_size**2 * width
+    total += vision.layers * (4 * square + attention + feed_forward)
+    if "qk" not in spec.streams:  # of the last block only the class row
+        total -= square + attention + feed_forward
+    parallel = [name for name in spec.streams if name != "qk"]
+    start = resolve_layers([spec.stream_start], vision.layers)[0]
+    return total + len(parallel) * (vision.layers - start + 1) * (square + attention)
+
+
+def gemm_peak(vision: VisionConfig, tokens: int, dtype: torch.dtype, repeats: int) -> float:
+    """Floating-point operations a second of the block's four products, together; median."""
+    width, hidden = vision.width, vision.mlp_width
+    shapes = [(width, 3 * width), (width, width), (width, hidden), (hidden, width)]
+    pairs = [
+        (torch.randn(tokens, rows).to(dtype), torch.randn(columns, rows).to(dtype))
+        for rows, columns in shapes
+    ]
+    outs = [torch.empty(tokens, columns, dtype=dtype) for _, columns in shapes]
+
+    def block() -> None:
+        for (x, weight), out in zip(pairs, outs, strict=True):
+            torch.mm(x, weight.T, out=out)
+
+    flops = sum(2.0 * tokens * rows * columns for rows, columns in shapes)
+    return flops / statistics.median(alternating({"block": block}, max(5, repeats))["block"])
+
+
+def detector_of(clip: CLIP, name: str, size: int) -> Detector:
+    """A detector as `blemish.load` makes it, with fresh learned parts."""
+    torch.manual_seed(1)
+    method = build(name, clip).eval().requires_grad_(False)
+    return Detector(clip, method, Setup(name, "ViT-L-14-336 (random)", size))
+
+
+@torch.inference_mode()
+def measure(job: dict[str, Any]) -> dict[str, Any]:
+    """One row: a method, a batch size, a precision."""
+    torch.set_num_threads(job["threads"])
+    dtype = getattr(torch, TYPES[job["precision"]])
+    clip = random_clip(dtype, job["blocks"])
+    detector = detector_of(clip, job["method"], job["size"])
+    vision, needs = clip.config.vision, detector.method.needs
+    plain = FeatureSpec(activation=needs.activation, position_resize=needs.position_resize)
+    inputs = np.random.default_rng(0).standard_normal((job["batch"], 3, job["size"], job["size"]))
+    inputs = inputs.astype(np.float32)
+    images = torch.from_numpy(inputs)
+    runs = {
+        "method": lambda: detector._forward(inputs),
+        "tower": lambda: clip.encode_image(images, plain),
+    }
+    found = {
+        name: [s / job["batch"] for s in times] for name, times in alternating(runs, job["repeats"]).items()
+    }
+    # Before the products below, which need memory of their own.
+    memory = peak_memory_mib(clip.device)
+    tokens = job["batch"] * ((job["size"] // vision.patch_size) ** 2 + 1)
+    peak = gemm_peak(vision, tokens, dtype, job["repeats"])
+    middle = {name: statistics.median(times) for name, times in found.items()}
+    return {
+        "method_s": spread(found["method"]),
+        "tower_s": spread(found["tower"]),
+        "ratio": statistics.median(m / t for m, t in zip(found["method"], found["tower"], strict=True)),
+        "bar": BARS.get(job["method"], BAR),
+        "gemm_gflops": peak / 1e9,
+        "tower_share": tower_flops(vision, plain, job["size"]) / middle["tower"] / peak,
+        "method_share": tower_flops(vision, needs, job["size"]) / middle["method"] / peak,
+        "peak_mib": memory,
+        "conditions": conditions(job["threads"], job["precision"]),
+    }
+
+
+def compare(job: dict[str, Any]) -> dict[str, Any]:
+    """How far a method in bf16 is from itself in fp32."""
+    torch.set_num_threads(job["threads"])
+    clip = random_clip(torch.float32, job["blocks"])
+    exact = detector_of(clip, job["method"], job["size"])
+    drawn = drawn_samples(job["images"]).images
+    pictures = [preprocess(p, job["size"], clip.config.mean, clip.config.std) for p in drawn]
+    before = [exact._forward(p[None]) for p in pictures]
+    rough = Detector(clip.to(torch.bfloat16), exact.method, exact.setup)
+    # Kept text features are those of the other precision.
+    rough.method.eval()  # type: ignore[attr-defined]
+    after = [rough._forward(p[None]) for p in pictures]
+    pairs = list(zip(before, after, strict=True))
+    correlations = [np.corrcoef(a[0].ravel(), b[0].ravel())[0, 1] for a, b in pairs]
+    return {
+        "images": len(pictures),
+        "score_difference": float(max(abs(a[1][0] - b[1][0]) for a, b in pairs)),
+        "map_difference": float(max(np.abs(a[0] - b[0]).max() for a, b in pairs)),
+        "map_correlation": float(min(correlations)),
+        "conditions": conditions(job["threads"], "bf16"),
+    }
+
+
+def arguments() -> argparse.Namespace:
+    """The options."""
+    parser = options(__doc__)
+    parser.add_argument("--methods", nargs="+", choices=PAPERS, default=list(PAPERS))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--precisions", nargs="+", choices=list(TYPES), default=list(TYPES))
+    parser.add_argument("--size", type=int, default=518)
+    parser.add_argument("--blocks", type=int, default=24, help="4 or 8 try the script quickly")
+    parser.add_argument("--images", type=int, default=4, help="pictures of the comparison; 0 leaves it out")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print one line per row."""
+    given = arguments()
+    if given.job:
+        job = json.loads(given.job)
+        print(json.dumps(compare(job) if "images" in job else measure(job)))
+        return
+    heading(given.threads)
+    results = Results(given.json)
+    common = {"size": given.size, "threads": given.threads, "blocks": given.blocks}
+    where = f"{given.size} px, {given.threads} threads"
+    if given.blocks != 24:
+        where += f", {given.blocks} blocks only"
+    for method in given.methods:
+        for batch in given.batches:
+            medians = {}
+            for precision in given.precisions:
+                own = {"method": method, "batch": batch, "precision": precision, "repeats": given.repeats}
+                row = results.get(
+                    f"{method}, batch {batch}, {precision}, {where}",
+                    lambda own=own: in_own_process(__file__, common | own),
+                )
+                medians[precision] = row["method_s"]["median"]
+            if len(medians) == len(TYPES):
+                ratio = medians["fp32"] / medians["bf16"]
+                print(f"{method}, batch {batch}: bf16 is {ratio:.2f} times as fast as fp32", flush=True)
+        if given.images and "bf16" in given.precisions:
+            own = {"method": method, "images": given.images}
+            results.get(
+                f"{method}, bf16 against fp32, {where}",
+                lambda own=own: in_own_process(__file__, common | own),
+            )
+
+
+if __name__ == "__main__":
+    main()
