@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import BadWeights, WeightsNotFound
 from .hub import shard_names
+from .mapped import MappedFiles
 
 OPENAI, TRANSFORMERS = "openai", "transformers"
 # numbers that OpenAI's archives keep among the weights, and buffers that follow from the configuration
@@ -112,6 +113,7 @@ def _from_openai(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _from_transformers(tensors: dict[str, Tensor], origin: Path) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
+    files = MappedFiles()
     for name in list(tensors):
         if name not in tensors or name.endswith("position_ids"):
             continue
@@ -130,7 +132,11 @@ def _from_transformers(tensors: dict[str, Tensor], origin: Path) -> dict[str, Te
             if missing := [n for n in names if n not in tensors]:
                 raise BadWeights(f"{origin}: tensor {missing[0]} is missing")
         parts = [tensors.pop(n) for n in names]
-        renamed[target] = torch.cat(parts) if len(parts) > 1 else parts[0]
+        renamed[target] = parts[0]
+        if len(parts) > 1:
+            renamed[target] = torch.cat(parts)
+            for piece in parts:
+                files.release(piece)
     return renamed
 
 

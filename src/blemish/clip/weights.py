@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -34,14 +34,19 @@ from .hub import (
     read_json,
 )
 from .infer import configure
+from .mapped import MappedFiles
 from .model import CLIP
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Digest
 
 __all__ = ["BACKBONES", "Backbone", "fingerprint", "load_clip", "read_weights", "save_clip"]
 
 Heads = tuple[int, int]
 TOKENIZER_FILE = "tokenizer.json"
 _FINGERPRINT_VALUES = 256
+_DIGITS = 16
 
 
 def load_clip(
@@ -63,11 +68,15 @@ def load_clip(
     located = locate(source)
     config, tensors, model = _read(located, heads)
     tokenizer = _tokenizer(config, located.path)
-    mark = fingerprint(config, tensors)
-    for name in list(tensors):
-        tensors[name] = tensors[name].to(device=device, dtype=dtype or torch.float32)
+    digest, files = _begin(config), MappedFiles()
+    for name in sorted(tensors):
+        original = tensors[name]
+        _add(digest, name, original)
+        tensors[name] = original.to(device=device, dtype=dtype or torch.float32)
+        if tensors[name] is not original:  # the file's pages would count beside the copies
+            files.release(original)
     model.load_state_dict(tensors, assign=True)
-    model.fingerprint, model.tokenizer = mark, tokenizer
+    model.fingerprint, model.tokenizer = digest.hexdigest()[:_DIGITS], tokenizer
     return model.freeze()
 
 
@@ -107,13 +116,20 @@ def fingerprint(config: CLIPConfig, tensors: Mapping[str, Tensor]) -> str:
     SHA-256 over heads and activation, then each tensor's name, shape and up to 256 evenly spaced values in
     half precision, so float16 and float32 copies of the same weights agree.
     """
-    digest = hashlib.sha256(f"{config.vision.heads} {config.text.heads} {config.activation}".encode())
+    digest = _begin(config)
     for name in sorted(tensors):
-        tensor = tensors[name]
-        step = max(1, -(-tensor.numel() // _FINGERPRINT_VALUES))
-        values = tensor.detach().reshape(-1)[::step].to(device="cpu", dtype=torch.float16)
-        digest.update(f"{name} {tuple(tensor.shape)}".encode() + values.numpy().tobytes())
-    return digest.hexdigest()[:16]
+        _add(digest, name, tensors[name])
+    return digest.hexdigest()[:_DIGITS]
+
+
+def _begin(config: CLIPConfig) -> Digest:
+    return hashlib.sha256(f"{config.vision.heads} {config.text.heads} {config.activation}".encode())
+
+
+def _add(digest: Digest, name: str, tensor: Tensor) -> None:
+    step = max(1, -(-tensor.numel() // _FINGERPRINT_VALUES))
+    values = tensor.detach().reshape(-1)[::step].to(device="cpu", dtype=torch.float16)
+    digest.update(f"{name} {tuple(tensor.shape)}".encode() + values.numpy().tobytes())
 
 
 def _read(located: Located, heads: Heads | None) -> tuple[CLIPConfig, dict[str, Tensor], CLIP]:
