@@ -40,9 +40,10 @@ from blemish.cli.shared import (
     set_up_messages,
     shown_errors,
     stop_on_kill,
+    words_for_class,
 )
-from blemish.config import LOAD_KEYS, PredictOptions, merge_options, read_class_names
-from blemish.errors import BadOption, OutputError, UnknownName
+from blemish.config import LOAD_KEYS, PredictOptions, merge_options
+from blemish.errors import BadOption, OutputError
 
 if TYPE_CHECKING:
     from blemish.run.predict import RunSummary
@@ -221,20 +222,9 @@ def _predict_at_scale(
 
 def _loading(options: PredictOptions, own: Mapping[str, Any]) -> dict[str, Any]:
     """What goes to `blemish.load`."""
-    loading = {key: getattr(options, key) for key in LOAD_KEYS} | {"class_name": _class_name(options)}
+    words = words_for_class(options.class_name, options.class_names)
+    loading = {key: getattr(options, key) for key in LOAD_KEYS} | {"class_name": words}
     return {**loading, "normal_seed": options.seed, **own}
-
-
-def _class_name(options: PredictOptions) -> str | None:
-    """What the images show: the file's words for --class-name, where there is a file."""
-    if options.class_names is None:
-        return options.class_name
-    words = read_class_names(Path(options.class_names))
-    if options.class_name is None:
-        raise BadOption("--class-names has words for --class-name; pass that too, or leave both out")
-    if options.class_name not in words:
-        raise UnknownName(f"class of {options.class_names}", options.class_name, words)
-    return words[options.class_name]
 
 
 def _record_line(record: Mapping[str, Any]) -> None:

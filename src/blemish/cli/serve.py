@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import blemish
-from blemish.cli.predict import _class_name
 from blemish.cli.shared import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -22,6 +21,7 @@ from blemish.cli.shared import (
     JsonOption,
     MethodOption,
     NormalOption,
+    OverlapOption,
     PrecisionOption,
     QuietOption,
     RuntimeOption,
@@ -29,14 +29,16 @@ from blemish.cli.shared import (
     SetOption,
     ShotsOption,
     ThreadsOption,
+    TileOption,
     VerboseOption,
     app,
     say,
     set_up_messages,
     shown_errors,
     stop_on_kill,
+    words_for_class,
 )
-from blemish.config import PredictOptions, merge_options
+from blemish.config import merge_options
 
 if TYPE_CHECKING:
     from blemish.predictor import Predictor
@@ -73,12 +75,8 @@ def serve(
     checkpoint: CheckpointOption = None,
     runtime: RuntimeOption = None,
     image_size: ImageSizeOption = None,
-    tile: Annotated[
-        int | None, typer.Option("--tile", help="Cut larger images into tiles of this side in pixels.")
-    ] = None,
-    overlap: Annotated[
-        float | None, typer.Option("--overlap", help="Share of a tile common with the next. [0.25]")
-    ] = None,
+    tile: TileOption = None,
+    overlap: OverlapOption = None,
     class_name: Annotated[
         str | None, typer.Option("--class-name", help="What the images show, for methods that use it.")
     ] = None,
@@ -135,7 +133,7 @@ def serve(
         log_as_json(quiet, verbose)
         given = {key: value for key, value in arguments.items() if key in ServeOptions.__dataclass_fields__}
         options, own = merge_options(ServeOptions, "blemish serve", config, given, settings or [])
-        words = _class_name(PredictOptions(class_name=options.class_name, class_names=options.class_names))
+        words = words_for_class(options.class_name, options.class_names)
         loading = {key: getattr(options, key) for key in LOAD_KEYS} | {"class_name": words}
 
         def load() -> "tuple[Predictor, Path | None]":
