@@ -80,6 +80,43 @@ def test_every_control_has_a_name(elements: list[tuple[str, dict[str, str | None
             assert named, attributes
 
 
+def contrast(one: str, other: str) -> float:
+    """Of two colours #rgb or #rrggbb, 1 to 21, as WCAG has it."""
+
+    def luminance(color: str) -> float:
+        digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
+        levels = np.array(list(bytes.fromhex(digits))) / 255
+        linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+GROUNDS = ("page", "card", "well")
+TEXTS = [(text, ground) for text in ("ink", "soft", "accent", "bad", "good") for ground in GROUNDS]
+TEXTS += [(text, ground) for text in ("ink", "soft", "bad") for ground in ("bad-soft",)]
+TEXTS += [("ink", "good-soft"), ("soft", "good-soft"), ("good", "good-soft")]
+TEXTS += [("on-accent", "accent"), ("card", "ink")]
+
+
+@pytest.mark.parametrize("theme", [r":root", r':root\[data-theme="dark"\]'])
+def test_contrast_of_the_colors(theme: str) -> None:
+    assert contrast("#000", "#ffffff") == pytest.approx(21)
+    css = (PAGE / "page.css").read_text()
+    (block,) = re.findall(rf"^{theme} {{(.*?)^}}", css, re.MULTILINE | re.DOTALL)
+    colors = dict(re.findall(r"--([\w-]+): (#\w+)", block))
+    found = {pair: contrast(colors[pair[0]], colors[pair[1]]) for pair in TEXTS}
+    assert min(found.values()) >= 4.5, found
+    # Outlines of controls, and what shows the focus.
+    lines = {
+        (line, ground): contrast(colors[line], colors[ground])
+        for line in ("edge", "accent")
+        for ground in GROUNDS
+    }
+    assert min(lines.values()) >= 3, lines
+
+
 def test_colors_are_those_of_saved_overlays() -> None:
     table = "".join(re.findall(r'^  "([0-9a-f]+)"', (PAGE / "colors.js").read_text(), re.MULTILINE))
     assert bytes.fromhex(table) == color_table().tobytes()
