@@ -5,13 +5,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import os
-import pwd
 import shutil
-import socket
 import sqlite3
-import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,70 +27,6 @@ from serving import Running, StubPredictor, png, running
 ONE = Inspection(
     "2026-11-22T06:00:00.000000Z", "a.png", "00", 4, 3, 0.75, 0.0, 1.0, 0.5, None, True, "m", None
 )
-
-
-def postgres_tool(name: str) -> str | None:
-    """A program of the newest PostgreSQL: Debian and its kin put those of servers into folders that PATH lacks."""
-    places = (Path(folder) for folder in ("/usr/lib/postgresql", "/usr/pgsql", "/opt/homebrew/opt"))
-    found = [path for place in places for path in place.glob(f"*/bin/{name}")]
-    return shutil.which(name) or (str(max(found, key=lambda path: path.parts)) if found else None)
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    """URL of a PostgreSQL server of this module's own."""
-    tools = {name: postgres_tool(name) for name in ("initdb", "pg_ctl")}
-    if None in tools.values():
-        pytest.skip("PostgreSQL is not installed: no initdb and pg_ctl")
-    pytest.importorskip("psycopg")
-    user: str | None = None
-    if os.geteuid() == 0:  # which initdb refuses
-        known = {entry.pw_name for entry in pwd.getpwall()}
-        user = next((name for name in ("postgres", "nobody") if name in known), None)
-        if user is None:
-            pytest.skip("PostgreSQL does not run as root, and there is no user postgres or nobody")
-    with tempfile.TemporaryDirectory(prefix="blemish-pg-", ignore_cleanup_errors=True) as place:
-        folder = Path(place)
-        if user is not None:
-            shutil.chown(folder, user)
-        data, log = folder / "data", folder / "log"
-
-        def run(name: str, *arguments: str) -> None:
-            done = subprocess.run(
-                [str(tools[name]), *arguments],
-                check=False,
-                user=user,
-                capture_output=True,
-                text=True,
-                cwd=folder,
-                timeout=60,
-            )
-            if done.returncode:
-                pytest.skip(f"PostgreSQL does not start here: {(done.stderr or done.stdout).strip()[-200:]}")
-
-        run("initdb", "-D", str(data), "-U", "blemish", "-A", "trust", "-E", "UTF8", "--no-sync")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        # Its output to a file: it would hold a pipe open for as long as it runs.
-        run("pg_ctl", "-D", str(data), "-l", str(log), "-o", options, "-w", "-t", "30", "start")
-        try:
-            yield f"postgresql://blemish@127.0.0.1:{port}/postgres"
-        finally:
-            run("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where an empty history may be."""
-    if request.param == "sqlite":
-        return str(tmp_path / "deep" / "history.db")
-    url: str = request.getfixturevalue("postgres")
-    import psycopg
-
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("DROP TABLE IF EXISTS inspections, inspection_models, blemish_history")
-    return url
 
 
 @pytest.fixture
@@ -243,6 +174,29 @@ def test_files_that_are_no_history(tmp_path: Path) -> None:
         open_database(tmp_path / "missing.db", create=False)
     with pytest.raises(BadOption, match="cannot open"):
         open_database(tmp_path)
+
+
+def test_reading_makes_nothing(place: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        with (
+            pytest.raises(BadOption, match="no history"),
+            contextlib.closing(open_database(place, create=False)) as database,
+        ):
+            History(database, create=False)
+    with contextlib.closing(History(open_database(place))) as made:
+        made.add([ONE])
+        with contextlib.closing(History(open_database(place, create=False), create=False)) as read:
+            assert len(read.page(Filter(), 10)) == 1
+    other = tmp_path / "other.db"
+    with contextlib.closing(sqlite3.connect(other)) as connection, connection:
+        connection.execute("CREATE TABLE mine (x)")
+    before = other.read_bytes()
+    with (
+        pytest.raises(BadOption, match="holds no history"),
+        contextlib.closing(open_database(other, create=False)) as database,
+    ):
+        History(database, create=False)
+    assert other.read_bytes() == before and not other.with_name("other.db-wal").exists()
 
 
 def test_times() -> None:

@@ -3,156 +3,34 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
-
-from blemish.predictor import Outputs, Setup
-from browser import chromium
 
 pytest.importorskip("fastapi", reason="the service's packages are not installed")
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from serving import Running, StubPredictor, running  # noqa: E402
-
-WAIT = 60_000  # milliseconds
-EXPECTED_LOGS = "Failed to load resource"  # what Chromium says of each answer that is an error
-TWO_SPOTS = (30, 20, 79, 59), (130, 60, 169, 99)
-
-
-class DarkSpots(StubPredictor):
-    """Dark pixels are anomalous: map = 1 - brightness at 64 x 64, score = its largest value."""
-
-    def __init__(self) -> None:
-        super().__init__(Setup("dark_spots", "none", 64, threshold=0.5, pixel_threshold=0.4))
-
-    def _forward(self, inputs: np.ndarray, attention: bool = False) -> Outputs:
-        maps = np.clip(1 - inputs.mean(axis=1), 0, 1).astype(np.float32)
-        return maps, maps.max(axis=(1, 2)), [None] * len(maps)
-
-
-def spotted(path: Path, *spots: tuple[int, int, int, int], size: tuple[int, int] = (200, 120)) -> Path:
-    """A light picture, width x height, with dark boxes; a grey gradient keeps its map from being flat."""
-    width, height = size
-    grey = np.linspace(200, 235, width, dtype=np.uint8)
-    picture = Image.fromarray(np.repeat(np.tile(grey, (height, 1))[:, :, None], 3, axis=2))
-    for number, box in enumerate(spots):
-        ImageDraw.Draw(picture).rectangle(box, fill=(20 + 40 * number,) * 3)
-    picture.save(path)
-    return path
-
-
-def url(service: Running) -> str:
-    return f"http://127.0.0.1:{service.port}"
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two pictures with dark spots and one without, and files that are none."""
-    folder = tmp_path_factory.mktemp("line")
-    spotted(folder / "a_spots.png", *TWO_SPOTS)
-    spotted(folder / "b_clean.png")
-    spotted(folder / "c_spot.png", (90, 40, 109, 59))
-    (folder / "d_broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
-    (folder / "notes.txt").write_text("no picture")
-    return folder
+from inspecting import (
+    DarkSpots,
+    give,
+    mask_pixels,
+    posts,
+    recording_service,
+    set_number,
+    settle,
+    stage_colors,
+    url,
+    wait_for,
+)
+from serving import Running, running
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp("service")
-    with running(DarkSpots(), db=str(folder / "history.db"), keep=str(folder / "kept")) as service:
-        yield service
-
-
-@pytest.fixture(scope="module")
-def chrome() -> Iterator[Any]:
-    program = chromium()
-    with sync_api.sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-dev-shm-usage", "--use-fake-device-for-media-stream"]
-        browser = playwright.chromium.launch(executable_path=program, args=flags)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(chrome: Any) -> Iterator[Callable[..., Any]]:
-    """visit(address, **context) -> a new page; afterwards it must have logged no error and asked nobody else."""
-    opened: list[tuple[Any, str, list[str], list[str]]] = []
-
-    def visit(address: str, width: int = 1280, height: int = 800, **context: Any) -> Any:
-        room = chrome.new_context(viewport={"width": width, "height": height}, **context)
-        page = room.new_page()
-        page.set_default_timeout(WAIT)
-        logs: list[str] = []
-        requests: list[str] = []
-        page.on("console", lambda message: logs.append(message.text) if message.type != "log" else None)
-        page.on("pageerror", lambda error: logs.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        opened.append((room, address, logs, requests))
-        page.goto(address)
-        return page
-
-    yield visit
-    for room, address, logs, requests in opened:
-        room.close()
-        assert not [line for line in logs if EXPECTED_LOGS not in line]
-        assert not [asked for asked in requests if not asked.startswith((f"{address}/", "blob:"))]
-
-
-def give(page: Any, *files: Path, shown: int | None = None) -> None:
-    """Choose files and wait until the visit's list has them."""
-    page.set_input_files("#files", [str(file) for file in files])
-    wait_for(page, f"document.querySelectorAll('#thumbs li').length === {shown or len(files)}")
-    wait_for(page, "document.getElementById('mask').dataset.pixels !== undefined")
-
-
-def wait_for(page: Any, condition: str) -> None:
-    """Playwright's own waiting for a condition needs eval, which the service's policy forbids the page."""
-    until = time.monotonic() + WAIT / 1000
-    while not page.evaluate(condition):
-        assert time.monotonic() < until, f"never true: {condition}"
-        page.wait_for_timeout(20)
-
-
-def settle(page: Any) -> None:
-    """The page redraws with the next frame, however long a busy machine takes for it."""
-    for _ in range(3):
-        page.evaluate("() => new Promise(requestAnimationFrame)")
-
-
-def mask_pixels(page: Any) -> int:
-    return int(page.get_attribute("#mask", "data-pixels"))
-
-
-def set_number(page: Any, field: str, value: float) -> None:
-    page.fill(field, str(value))
-    page.press(field, "Enter")
-    settle(page)
-
-
-def posts(page: Any) -> Callable[[], int]:
-    """How many requests for predictions the page has made from now on."""
-    asked: list[str] = []
-    page.on("request", lambda r: asked.append(r.url) if r.url.endswith("/v1/predict") else None)
-    return lambda: len(asked)
-
-
-def stage_colors(page: Any) -> int:
-    """How many different colours the picture on the stage has."""
-    script = """() => {
-      const { width, height } = document.querySelector('canvas.overlay');
-      const context = new OffscreenCanvas(width, height).getContext('2d', { willReadFrequently: true });
-      context.drawImage(document.querySelector('canvas.overlay'), 0, 0);
-      const data = new Uint32Array(context.getImageData(0, 0, width, height).data.buffer);
-      return new Set(data).size;
-    }"""
-    return int(page.evaluate(script))
+    with recording_service(tmp_path_factory) as found:
+        yield found
 
 
 def test_map_appears_and_slider_changes_mask(
@@ -335,135 +213,3 @@ def test_busy_server_is_waited_for_and_batches_are_cancelled(
     page.unroute("**/v1/predict")
     give(page, pictures / "c_spot.png", shown=2)
     page.unroute_all(behavior="ignoreErrors")
-
-
-def test_token_is_asked_for_once(visit: Callable[..., Any], pictures: Path) -> None:
-    with running(DarkSpots(), token="right-one") as service:
-        page = visit(url(service))
-        for token in ("wrong", "right-one"):
-            page.wait_for_selector("#token[open]")
-            page.fill("#token-value", token)
-            page.press("#token-value", "Enter")
-        page.wait_for_selector("text=dark_spots")
-        page.reload()
-        page.wait_for_selector("text=dark_spots")
-        give(page, pictures / "a_spots.png")
-        page.click("#tab-history")
-        assert page.is_visible("#history-off")
-
-
-def test_camera(visit: Callable[..., Any], service: Running) -> None:
-    page = visit(url(service))
-    page.click("#pick-camera")
-    page.wait_for_selector("text=The browser may not use the camera")
-    page.context.grant_permissions(["camera"])
-    page.click("#camera-again")
-    page.wait_for_selector("#camera-shoot:enabled")
-    page.click("#camera-shoot")
-    wait_for(page, "document.querySelectorAll('#thumbs li').length === 1")
-    page.click("#camera-close")
-    assert page.text_content("#thumbs .name").startswith("camera-")
-
-
-def test_keyboard_alone(visit: Callable[..., Any], service: Running, pictures: Path) -> None:
-    page = visit(url(service))
-    give(page, pictures / "a_spots.png", pictures / "b_clean.png", pictures / "c_spot.png")
-    page.select_option("#sort", "name")
-    page.evaluate("document.activeElement.blur()")
-    describe = """() => {
-      const e = document.activeElement, style = getComputedStyle(e);
-      const seen = style.outlineStyle !== 'none' || e.matches('input[type=range]');
-      return [e.id || e.dataset.view || e.dataset.verdict || e.role || e.tagName, seen];
-    }"""
-    reached = []
-    for _ in range(60):
-        page.keyboard.press("Tab")
-        name, seen = page.evaluate(describe)
-        if name == "BODY":
-            break
-        assert seen, f"the focus on {name} is not visible"
-        reached.append(name)
-    wanted = ["tab-inspect", "pick-files", "find", "previous", "both", "zoom-in", "stage", "confirmed"]
-    wanted += ["threshold", "pixel-threshold", "opacity"]
-    places = [reached.index(name) for name in wanted if name in reached]
-    assert len(places) == len(wanted), f"reached only {reached}"
-    assert places == sorted(places), f"the order is {reached}"
-    page.locator("#thumbs li").first.click()
-    page.focus("#stage")
-    for key, place in (("j", "2 / 3"), ("ArrowRight", "3 / 3"), ("j", "3 / 3"), ("k", "2 / 3")):
-        page.keyboard.press(key)
-        assert page.inner_text("#place") == place
-    page.keyboard.press("2")
-    assert page.get_attribute("#stage", "data-view") == "both"
-    fitted = page.inner_text("#zoom")
-    page.keyboard.press("+")
-    assert page.inner_text("#zoom") != fitted
-    page.keyboard.press("0")
-    assert page.inner_text("#zoom") == fitted
-    page.keyboard.press("?")
-    assert page.is_visible("#help")
-    page.keyboard.press("Escape")
-    page.locator("#thumbs li").nth(1).focus()
-    for key, place in (("Home", "1 / 3"), ("ArrowDown", "2 / 3"), ("End", "3 / 3")):
-        page.keyboard.press(key)
-        assert page.inner_text("#place") == place
-        assert page.evaluate("document.activeElement.getAttribute('aria-selected')") == "true"
-    page.fill("#find", "c")  # letters in a field are letters
-    assert page.locator("#thumbs .verdict:not(:empty)").count() == 0
-    page.focus("#tab-inspect")
-    page.keyboard.press("ArrowRight")
-    page.wait_for_selector("#history-rows tr")
-
-
-CONTRAST = """() => {
-  const luminance = ([r, g, b]) => [r, g, b].reduce((sum, v, i) => {
-    v /= 255;
-    return sum + [0.2126, 0.7152, 0.0722][i] * (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-  }, 0);
-  const parse = (color) => color.match(/[\\d.]+/g).map(Number);
-  const ground = (element) => {
-    for (let e = element; e; e = e.parentElement) {
-      const color = parse(getComputedStyle(e).backgroundColor);
-      if ((color[3] ?? 1) === 1) return color.slice(0, 3);
-    }
-    return [255, 255, 255];
-  };
-  const low = [];
-  for (const element of document.querySelectorAll('body *')) {
-    const text = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-    if (!text || !element.checkVisibility({ checkVisibilityCSS: true }) || element.closest('canvas')) continue;
-    if (element.closest('[aria-disabled=true], :disabled')) continue;
-    const style = getComputedStyle(element);
-    const color = element instanceof SVGElement ? style.fill : style.color;
-    const [a, b] = [luminance(parse(color)), luminance(ground(element))].sort((x, y) => y - x);
-    const ratio = (a + 0.05) / (b + 0.05);
-    if (ratio < 4.5) low.push(`${element.tagName}.${element.className}#${element.id} ${ratio.toFixed(2)}`);
-  }
-  return low;
-}"""
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_phone_width_and_contrast(
-    visit: Callable[..., Any], service: Running, pictures: Path, scheme: str
-) -> None:
-    page = visit(url(service), width=360, height=740, color_scheme=scheme, has_touch=True)
-    overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    assert page.evaluate("document.documentElement.dataset.theme") == scheme
-    assert page.evaluate(overflow) == 0
-    assert page.evaluate(CONTRAST) == []
-    give(page, pictures / "a_spots.png", pictures / "b_clean.png")
-    page.click("#thumbs li >> nth=0")
-    for view in ("1", "2"):
-        page.keyboard.press(view)
-        assert page.evaluate(overflow) == 0
-    assert page.evaluate(CONTRAST) == []
-    page.click("#tab-history")
-    page.wait_for_selector("svg.rates")
-    assert page.evaluate(overflow) == 0
-    assert page.evaluate(CONTRAST) == []
-    other = "light" if scheme == "dark" else "dark"
-    page.select_option("#theme", other)
-    assert page.evaluate("document.documentElement.dataset.theme") == other
-    page.reload()
-    assert page.evaluate("document.documentElement.dataset.theme") == other

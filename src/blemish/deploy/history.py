@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from blemish.deploy.history_databases import Database, Row
-from blemish.errors import BadOption
+from blemish.errors import BadOption, OutputError
 
 VERSION = 1
 CALLED_ANOMALOUS, CALLED_NORMAL = ("confirmed", "false_alarm"), ("missed", "correct")
@@ -82,10 +82,27 @@ class Filter:
 class History:
     """Inspections in a database; safe to use from several threads."""
 
-    def __init__(self, database: Database) -> None:
-        """Makes the tables where they are missing. Raises BadOption for those of a newer version."""
+    def __init__(self, database: Database, create: bool = True) -> None:
+        """create: make the tables where they are missing. Raises BadOption without them, or for a newer version's."""
         self.database = database
-        text = database.text
+        if create:
+            self._make_tables()
+        try:
+            version = database.run([("SELECT max(version) FROM blemish_history", {})])[0][0][0]
+        except OutputError as error:
+            if create:
+                raise
+            raise BadOption(
+                "that database holds no history; expected the one given to blemish serve --db"
+            ) from error
+        if version != VERSION:
+            raise BadOption(
+                f"the history has version {version}, this program reads {VERSION}; update blemish, or name another "
+                f"with --db"
+            )
+
+    def _make_tables(self) -> None:
+        database, text = self.database, self.database.text
         database.run(
             [
                 (database.alone, {}),
@@ -112,12 +129,6 @@ class History:
                 ),
             ]
         )
-        version = database.run([("SELECT max(version) FROM blemish_history", {})])[0][0][0]
-        if version != VERSION:
-            raise BadOption(
-                f"the history has version {version}, this program reads {VERSION}; update blemish, or name another "
-                f"with --db"
-            )
 
     def close(self) -> None:
         """Close the database."""

@@ -54,15 +54,16 @@ def calibrate_from_history(
     """
     target = calibration_target(options, overwrite)
     place = options.from_db or ""
-    history = History(open_database(place, create=False))
+    database = open_database(place, create=False)
     try:
+        history = History(database, create=False)
         detector = load(**{key: getattr(options, key) for key in LOAD_KEYS}, **(own or {}))
         name = "the history" if place.startswith(SCHEMES) else f"the history {printable_name(place)}"
         verdicts = read_verdicts(
             history, models_of(history, detector, checkpoint_file(options.checkpoint, detector.setup), name)
         )
     finally:
-        history.close()
+        database.close()
     found = _thresholds(verdicts, options.false_alarm_rate, name)
     changes: dict[str, Any] = {}
     if options.image_size is not None:

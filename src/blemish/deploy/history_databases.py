@@ -37,7 +37,7 @@ class Database(Protocol):
 def open_database(place: str | Path, create: bool = True) -> Database:
     """A database by the name of its file, or by a URL postgresql://.
 
-    create: make a missing file. Raises BadOption when it cannot be opened.
+    create: make a missing file, and prepare it for writing. Raises BadOption when it cannot be opened.
     """
     text = str(place)
     if text.startswith(SCHEMES):
@@ -68,9 +68,11 @@ class SQLite:
             connection = sqlite3.connect(
                 path, timeout=BUSY_SECONDS, check_same_thread=False, isolation_level=None
             )
-            connection.execute("PRAGMA journal_mode=WAL")
-            # With WAL this keeps the file whole whatever happens; a power cut may cost the last moments.
-            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("SELECT 1 FROM sqlite_master LIMIT 1")  # raises where the file is no database
+            if create:
+                connection.execute("PRAGMA journal_mode=WAL")
+                # With WAL this keeps the file whole whatever happens; a power cut may cost the last moments.
+                connection.execute("PRAGMA synchronous=NORMAL")
         except sqlite3.Error as error:
             if connection is not None:
                 connection.close()
