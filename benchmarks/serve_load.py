@@ -1,12 +1,12 @@
 """Latency and throughput of `blemish serve` on this machine, and its memory after many requests.
 
     python benchmarks/serve_load.py                    # 1, 8 and 64 clients; then 10,000 requests for the memory
-    python benchmarks/serve_load.py --requests 300 --each 100
+    python benchmarks/serve_load.py --requests 300 --each 100 --json load.json
 
 Starts the service as a program of its own, by default with the embedded model, and talks to it over loopback with one
 connection per client, one drawn 320 x 320 PNG a request. A request that is told to come again (429) does so and counts
 once, with all its waiting; one that gets no answer, or another picture's, is lost. Memory is the service's resident
-set (Linux), after each stage.
+set (Linux), at the start and before and after the last stage. The clients take their share of the processors.
 """
 
 from __future__ import annotations
@@ -27,10 +27,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
+
+import blemish
 
 CLIENTS = (1, 8, 64)
 PICTURES = 16
@@ -123,8 +126,8 @@ def ask(connection: http.client.HTTPConnection, name: str, data: bytes, tally: T
         return bool(found["name"] == name and found["sha256"] == hashlib.sha256(data).hexdigest())
 
 
-def stage(place: str, pictures: Sequence[bytes], clients: int, requests: int) -> Tally:
-    """Send `requests` from `clients` at once, and print how that went."""
+def stage(place: str, pictures: Sequence[bytes], clients: int, requests: int) -> dict[str, float]:
+    """Send `requests` from `clients` at once; print how that went, and return it."""
     tally, numbers = Tally(), iter(range(requests))
     threads = [
         threading.Thread(target=client, args=(place, pictures, numbers, tally)) for _ in range(clients)
@@ -136,12 +139,56 @@ def stage(place: str, pictures: Sequence[bytes], clients: int, requests: int) ->
         thread.join()
     spent = time.perf_counter() - started
     p50, p95, p99 = (1000 * float(np.percentile(tally.seconds, share)) for share in (50, 95, 99))
-    print(
-        f"{clients:>7}  {requests:>8}  {requests / spent:>8.1f}  {p50:>8.1f}  {p95:>8.1f}  {p99:>8.1f}  "
-        f"{1000 * max(tally.seconds):>8.1f}  {tally.again:>5}  {tally.lost:>4}",
-        flush=True,
+    # A thread that died would have taken its request with it.
+    lost = tally.lost + requests - len(tally.seconds)
+    found = {
+        "clients": clients,
+        "requests": requests,
+        "per_second": requests / spent,
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "p99_ms": p99,
+        "max_ms": 1000 * max(tally.seconds),
+        "again": tally.again,
+        "lost": lost,
+    }
+    figures = "  ".join(
+        f"{found[key]:>8.1f}" for key in ("per_second", "p50_ms", "p95_ms", "p99_ms", "max_ms")
     )
-    return tally
+    print(f"{clients:>7}  {requests:>8}  {figures}  {tally.again:>5}  {lost:>4}", flush=True)
+    return found
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """All stages on one service, and its memory between them."""
+    pictures = [draw(number, given.side) for number in range(PICTURES)]
+    found: dict[str, Any] = {
+        "machine": platform.machine(),
+        "processors": os.cpu_count(),
+        "python": platform.python_version(),
+        "blemish": blemish.__version__,
+        "side": given.side,
+        "serve": given.serve,
+        "stages": [],
+    }
+    print(f"{found['machine']}, {found['processors']} processors, Python {found['python']}")
+    with service(["--quiet", *given.serve], given.log) as (place, process):
+        found["memory_start_mb"] = resident(process)
+        print(f"memory at the start: {found['memory_start_mb']:.0f} MB")
+        columns = ("clients", "requests", "a second", "p50 ms", "p95 ms", "p99 ms", "max ms", "again", "lost")
+        print(f"{columns[0]:>7}  " + "  ".join(f"{name:>8}" for name in columns[1:7]) + "  again  lost")
+        for clients in given.clients:
+            found["stages"].append(stage(place, pictures, clients, given.each))
+        found["memory_before_mb"] = resident(process)
+        if given.requests:
+            found["stages"].append(stage(place, pictures, max(given.clients), given.requests))
+        found["memory_after_mb"] = resident(process)
+        print(
+            f"memory before the last stage: {found['memory_before_mb']:.0f} MB, "
+            f"after it: {found['memory_after_mb']:.0f} MB"
+        )
+    found["lost"] = sum(one["lost"] for one in found["stages"])
+    return found
 
 
 def main() -> None:
@@ -154,23 +201,14 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=list(CLIENTS))
     parser.add_argument("--side", type=int, default=320, help="of the pictures, in pixels")
     parser.add_argument("--log", type=Path, default=Path("serve_load.log"), help="the service's messages")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--serve", nargs=argparse.REMAINDER, default=[], help="more options of blemish serve")
     given = parser.parse_args()
-    pictures = [draw(number, given.side) for number in range(PICTURES)]
-    lost = 0
-    print(f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}")
-    with service(["--quiet", *given.serve], given.log) as (place, process):
-        print(f"memory at the start: {resident(process):.0f} MB")
-        columns = ("clients", "requests", "a second", "p50 ms", "p95 ms", "p99 ms", "max ms", "again", "lost")
-        print(f"{columns[0]:>7}  " + "  ".join(f"{name:>8}" for name in columns[1:7]) + "  again  lost")
-        for clients in given.clients:
-            lost += stage(place, pictures, clients, given.each).lost
-        before = resident(process)
-        if given.requests:
-            lost += stage(place, pictures, max(given.clients), given.requests).lost
-        print(f"memory before the last stage: {before:.0f} MB, after it: {resident(process):.0f} MB")
-    print(f"requests lost: {lost}")
-    sys.exit(1 if lost else 0)
+    found = measure(given)
+    print(f"requests lost: {found['lost']}")
+    if given.json is not None:
+        given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    sys.exit(1 if found["lost"] else 0)
 
 
 if __name__ == "__main__":
