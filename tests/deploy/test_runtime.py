@@ -1,11 +1,14 @@
-"""Exported models are used as detectors are, in a Python whose import system refuses torch."""
+"""Exported models are used as detectors are, in an environment without torch."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +22,54 @@ from blemish.errors import BadModel, BadOption
 
 Make = Callable[..., Path]
 NAMES = ("anomaly.onnx", "anomaly.xml")
-# Refuses torch wherever it is imported, by whatever module.
-WITHOUT_TORCH = """
-import sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "safetensors", "nncf", "onnx", "onnxscript"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Refuse())
-"""
+# What `blemish predict` and `blemish serve` need with --runtime; with all that these need themselves.
+NEEDED = ("numpy", "scipy", "pillow", "tifffile", "typer", "rich", "onnxruntime", "openvino")
+NEEDED += ("fastapi", "uvicorn", "python-multipart")
+
+
+def with_requirements(names: Iterable[str]) -> set[str]:
+    """Distributions and what they require, extras aside."""
+    found: set[str] = set()
+    todo = list(names)
+    while todo:
+        name = todo.pop()
+        try:
+            required = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:  # for other systems
+            continue
+        if name not in found:
+            found.add(name)
+            plain = [text for text in required if "extra ==" not in text]
+            todo += [match[0] for text in plain if (match := re.match(r"[\w.-]+", text))]
+    return found
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packages with what is needed and nothing else: no torch, safetensors, onnx or nncf."""
+    folder = tmp_path_factory.mktemp("packages")
+    (folder / "blemish").symlink_to(Path(blemish.__file__).parent)
+    for name in with_requirements(NEEDED):
+        found = metadata.distribution(name)
+        tops = {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")}
+        for top in tops:
+            if not (folder / top).exists():
+                (folder / top).symlink_to(Path(str(found.locate_file(top))))
+    return folder
+
+
+def run_elsewhere(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run code by a Python that finds packages in `folder` alone."""
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-S", "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_torch_is_not_there(elsewhere: Path) -> None:
+    """What would import it fails, so the test below does where something does."""
+    done = run_elsewhere(elsewhere, "import blemish, blemish.deploy.serve; import blemish.detector")
+    assert done.returncode != 0 and "No module named 'torch'" in done.stderr
+    assert "detector" in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -74,21 +116,23 @@ def detector_file(detector: blemish.Detector) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_predict_without_torch(models, name: str, draw: Make, tmp_path: Path) -> None:
+def test_predict_without_torch(models, elsewhere: Path, name: str, draw: Make, tmp_path: Path) -> None:
     folder, detector = models
     picture = draw("a.png")
     out = tmp_path / "out"
-    code = f"""{WITHOUT_TORCH}
+    code = f"""
+import importlib.util
 import blemish
+import blemish.deploy.serve_run
 from blemish.cli import main
+assert not any(map(importlib.util.find_spec, ("torch", "safetensors", "onnx", "onnxscript", "nncf")))
 model, picture = {str(folder / name)!r}, {str(picture)!r}
 result = blemish.load(runtime=model, precision="fp32").predict(picture)
 status = main(["predict", "--runtime", model, picture, "--precision", "fp32", "-o", {str(out)!r}])
 assert main(["info", model]) == 0
-assert not any(m == "torch" or m.startswith("torch.") for m in sys.modules)
 print(result.score, status)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run_elsewhere(elsewhere, code)
     assert done.returncode == 0, done.stderr
     *told, last = done.stdout.splitlines()
     score, status = last.split()
