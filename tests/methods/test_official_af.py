@@ -85,6 +85,12 @@ def test_a_state_dict_in_place_of_the_object(clip: CLIP, method: Any, tmp_path: 
     same(read_official(save(tmp_path, method, Saved(method).state_dict()), clip), method, clip)
 
 
+def test_tensors_without_a_place_are_refused(clip: CLIP, method: Any, tmp_path: Path) -> None:
+    more = {"attention.attn.to_q.bias": torch.zeros(128)}
+    with pytest.raises(BadCheckpoint, match=r"1 tensors have no place in af_clip, first .*to_q\.bias"):
+        read_official(save(tmp_path, method, Saved(method).state_dict() | more), clip)
+
+
 def test_written_and_read(clip: CLIP, method: Any, tmp_path: Path) -> None:
     write_official(method, tmp_path / "both.pth")
     same(read_official(tmp_path / "both.pth", clip), method, clip)

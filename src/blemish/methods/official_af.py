@@ -58,8 +58,13 @@ def learned(method: AFCLIP) -> Flat:
 
 
 def assign(method: AFCLIP, flat: Flat) -> None:
-    """Copy an authors' tensors into a method."""
-    for name, tensor in learned(method).items():
+    """Copy an authors' tensors into a method. Raises BadCheckpoint when the files have more than the method."""
+    own = learned(method)
+    if more := sorted(flat.keys() - own.keys()):
+        raise BadCheckpoint(
+            f"{len(more)} tensors have no place in af_clip, first {more[0]}; get the authors' files again"
+        )
+    for name, tensor in own.items():
         tensor.copy_(flat[name])  # views of the parameters
 
 
