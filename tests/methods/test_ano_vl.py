@@ -208,6 +208,23 @@ def test_adaptation_under_inference_mode(clip: CLIP) -> None:
     assert first.score == second.score and np.array_equal(first.map, second.map)
 
 
+def test_pictures_are_seen_as_squares_on_request(clip: CLIP) -> None:
+    plain, squares = make(clip, ("ano_vl", {})), make(clip, ("ano_vl", {"square_tiles": True}))
+    setup = Setup("ano_vl", "random", 24, class_name="nut")
+    assert Detector(clip, plain, setup).setup.tile is None
+    picture = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+    left, right = (
+        Detector(clip, plain, setup).predict(picture[:, part]) for part in (slice(30), slice(20, 50))
+    )
+    found = Detector(clip, squares, setup).predict(picture)
+    assert found.score == pytest.approx(max(left.score, right.score), abs=1e-6)
+    np.testing.assert_allclose(found.map[:, :20], left.map[:, :20], atol=1e-5)
+    np.testing.assert_allclose(found.map[:, 30:], right.map[:, 10:], atol=1e-5)
+    assert (
+        make_config("ano_vl", "paper_visa").square_tiles and not make_config("ano_vl", "paper").square_tiles
+    )
+
+
 def test_adaptation_lowers_its_own_loss(clip: CLIP) -> None:
     patches = F.normalize(torch.randn(15, 28, generator=torch.Generator().manual_seed(1)), dim=-1)
     entropies = []

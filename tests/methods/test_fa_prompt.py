@@ -63,7 +63,7 @@ def fresh(clip: CLIP, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"prior": "first", "prior_patches": 3, "abnormal_prompts": 4}], ids=str
+    "options", [{}, {"fap_prior": "first10", "prior_patches": 3, "abnormal_prompts": 4}], ids=str
 )
 @torch.no_grad()
 def test_against_a_plain_loop(clip: CLIP, options: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ def test_against_a_plain_loop(clip: CLIP, options: dict[str, Any]) -> None:
         patches = list(features.tokens["vv"][0][i, 1:])
         values = [abnormal(p, static) for p in patches]
         order = sorted(range(len(patches)), key=lambda n: -values[n])
-        if options.get("prior") == "first":
+        if options.get("fap_prior") == "first10":
             order = list(range(len(patches)))
         prior = plain_prior(method, [patches[n] for n in order[:count]])
         torch.testing.assert_close(got.details["prior"][i], prior)
@@ -111,8 +111,8 @@ def test_no_prior_no_second_opinion(clip: CLIP) -> None:
 @torch.no_grad()
 def test_the_most_abnormal_patches_make_the_prior(clip: CLIP) -> None:
     """Patches may be swapped with everything they stand for, but not under the published code's prior."""
-    for prior, same in (("top", True), ("first", False)):
-        method = fresh(clip, prior=prior, prior_patches=3)
+    for prior, same in (("top", True), ("first10", False)):
+        method = fresh(clip, fap_prior=prior, prior_patches=3)
         features = encode(clip, method, 1)
         tokens = features.tokens["vv"][0]
         turned = torch.cat([tokens[:, :1], tokens[:, 1:].flip(1)], dim=1)
@@ -169,7 +169,7 @@ def test_loss_by_hand(clip: CLIP) -> None:
 
 
 def test_published_focal_takes_the_score_for_a_logit(clip: CLIP) -> None:
-    plain, published = fresh(clip), fresh(clip, double_sigmoid=True)
+    plain, published = fresh(clip), fresh(clip, fap_double_sigmoid=True)
     published.load_state_dict(plain.state_dict())
     features, truth = encode(clip, plain, 2), Target(torch.tensor([1, 1]))
     with torch.no_grad():
@@ -202,7 +202,7 @@ def test_sizes_on_the_papers_backbone() -> None:
 
 def test_published_preset() -> None:
     made = make_config("fa_prompt", "published")
-    assert made.prior == "first" and made.double_sigmoid
+    assert made.fap_prior == "first10" and made.fap_double_sigmoid
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_published_preset() -> None:
     [
         ({"n_ctx": 3}, "t_n_ctx is 4"),
         ({"temperature": 0.0}, "temperature is 0.0"),
-        ({"prior": "last"}, "prior is 'last'"),
+        ({"fap_prior": "last"}, "prior is 'last'"),
         ({"abnormal_prompts": 0}, "abnormal_prompts"),
         ({"sigma": -1.0}, "sigma"),
     ],

@@ -47,6 +47,16 @@ def test_options_win_over_the_preset() -> None:
     assert make_config("anomaly_clip", "paper").layers == (0.25, 0.5, 0.75, 1.0)
 
 
+def test_former_names_of_options_are_read() -> None:
+    assert make_config("fa_prompt", prior="first10", double_sigmoid=True) == make_config(
+        "fa_prompt", "published"
+    )
+    made = make_config("fa_prompt", fap_prior="top", prior="first10")
+    assert made.fap_prior == "top", "its own name goes before the former one"
+    with pytest.raises(BadOption, match="double_sigmoid is 2"):
+        make_config("fa_prompt", double_sigmoid=2)
+
+
 def test_lists_and_whole_numbers_are_taken() -> None:
     made = make_config("anomaly_clip", layers=[6, 0.5], sigma=2, stream_start=6, streams=["qq", "kk"])
     assert made.layers == (6, 0.5) and made.stream_start == 6 and made.streams == ("qq", "kk")

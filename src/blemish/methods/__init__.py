@@ -99,9 +99,14 @@ def make_config(name: str, preset: str | None = None, **options: Any) -> Any:
     """A method's configuration: its defaults, changed by a preset, changed by options.
 
     Lists become tuples and whole numbers become floats where the option is one. Raises UnknownName for an
-    unknown method or preset, BadOption for an unknown option or a value of another type.
+    unknown method or preset, BadOption for an unknown option or a value of another type. An option's former name, which
+    older checkpoints have, stands for it where the option is not given by its own.
     """
     known, sets = options_of(name), presets(name)
+    former = getattr(method_class(name), "former_names", {})
+    options = {former[key]: value for key, value in options.items() if key in former} | {
+        key: value for key, value in options.items() if key not in former
+    }
     if preset is not None and preset not in sets:
         raise UnknownName(f"preset of {name}", preset, choices=sets)
     for key in options:

@@ -62,6 +62,11 @@ class AnoVLConfig:
         "words of the prompts: for textures, for objects, or by the class name",
         ("auto", "object", "texture"),
     )
+    square_tiles: bool = option(
+        False,
+        "see pictures that are not square as overlapping squares of their shorter side, as in the authors' script for"
+        " VisA, not squashed",
+    )
     smoothing: int = option(3, "side of the window of patches over which the map is averaged, odd", least=1)
     temperature: float = option(1.0, "divisor of the cosine similarities; the authors divide by nothing")
     stream_start: int | float = option(1, "first image block of the value-value attention")
@@ -83,7 +88,7 @@ class AnoVL(nn.Module):
     config_class: ClassVar[type] = AnoVLConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {"tta_steps": 5},
-        "paper_visa": {"tta_steps": 5, "adapter": "linear"},
+        "paper_visa": {"tta_steps": 5, "adapter": "linear", "square_tiles": True},
         "fast": {"views": 1},
     }
     uses_class_names: ClassVar[bool] = True
@@ -102,6 +107,11 @@ class AnoVL(nn.Module):
         )
         self._prototypes = {name: BankTexts(clip, BANKS[name]) for name in ("anovl", "anovl_texture")}
         self._sentences: dict[tuple[object, ...], Tensor] = {}
+
+    @property
+    def square_tiles(self) -> bool:
+        """Whether the detector shall cut pictures into squares; see `blemish.types.Method`."""
+        return bool(self.config.square_tiles)
 
     @property
     def exportable(self) -> str:

@@ -3,7 +3,7 @@
 One normal prompt, "[N1]..[N5] object.", and ten abnormal ones, "[N1]..[N5][Ak1][Ak2] damaged object.", that take
 over its words and whose mean is the abnormal text. A first pass compares patches with these texts; a small network
 turns the most suspicious patches into a vector that is added to every A word, and a second pass compares with the
-texts of this image. The published code takes the first ten patches in place of the most suspicious: `prior`.
+texts of this image. The published code takes the first ten patches in place of the most suspicious: `fap_prior`.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class FAPromptConfig:
     abnormal_words: int = option(2, "further learned words of each abnormal prompt", least=1)
     depth: int = option(9, "text blocks with learned tokens: before blocks 2..depth", least=1)
     t_n_ctx: int = option(4, "learned tokens before each of these text blocks", least=1)
-    prior: str = option(
+    fap_prior: str = option(
         "top",
         "patches that make the prior: the most abnormal (top), or the first of the grid as in the published"
-        " code (first)",
-        ("top", "first"),
+        " code (first10)",
+        ("top", "first10"),
     )
     prior_patches: int = option(10, "how many patches make the prior", least=1)
-    double_sigmoid: bool = option(
+    fap_double_sigmoid: bool = option(
         False, "the image focal loss takes the image score for a logit, as in the published code"
     )
     second_weight: float = option(0.5, "weight of the map losses of the second pass", least=0)
@@ -99,7 +99,10 @@ class FAPrompt(nn.Module):
     """
 
     config_class: ClassVar[type] = FAPromptConfig
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"published": {"prior": "first", "double_sigmoid": True}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "published": {"fap_prior": "first10", "fap_double_sigmoid": True}
+    }
+    former_names: ClassVar[dict[str, str]] = {"prior": "fap_prior", "double_sigmoid": "fap_double_sigmoid"}
     recipe: ClassVar[dict[str, Any]] = {
         "epochs": 15,
         "batch_size": 8,
@@ -194,7 +197,7 @@ class FAPrompt(nn.Module):
         """
         wanted, (batch, count, joint) = self.config.prior_patches, patches.shape
         used = min(wanted, count)
-        if self.config.prior == "top":
+        if self.config.fap_prior == "top":
             rows = abnormal.topk(used, dim=1).indices
             chosen = patches.gather(1, rows[..., None].expand(-1, -1, joint))
         else:
@@ -253,7 +256,7 @@ class FAPrompt(nn.Module):
         normal = (label == 0).to(found.prior.dtype)
         terms = {
             "image": F.cross_entropy(found.image_logits, label.long()),
-            "image_focal": _binary_focal(found.score(), label, config.double_sigmoid),
+            "image_focal": _binary_focal(found.score(), label, config.fap_double_sigmoid),
             "image_orthogonal": config.orthogonal_weight * _overlap(found.abnormal),
             "image_prior": config.prior_weight * (normal * found.prior.square().mean(dim=1)).mean(),
         }
