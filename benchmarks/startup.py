@@ -11,12 +11,23 @@ file's mapped pages count). The file was just written, so it comes from the syst
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from timing import TYPES, Results, conditions, heading, options, random_clip, run_and_watch, spread
+from timing import (
+    TYPES,
+    Results,
+    conditions,
+    heading,
+    in_own_process,
+    options,
+    random_clip,
+    run_and_watch,
+    spread,
+)
 
 PYTHON = [sys.executable]
 STAGES = {
@@ -36,8 +47,11 @@ def write_picture(path: Path) -> None:
     Image.fromarray(drawn_samples(1).images[0]).save(path)
 
 
-def write_model(folder: Path, method: str, stored: str, blocks: int) -> None:
-    """clip.safetensors in the precision `stored`, and checkpoint.safetensors of fresh learned parts."""
+def write_model(folder: str, method: str, stored: str, blocks: int) -> None:
+    """clip.safetensors in the precision `stored`, and checkpoint.safetensors of fresh learned parts.
+
+    In a process of its own: Linux counts the memory of a program's parent, before it starts, as its own.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -47,10 +61,11 @@ def write_model(folder: Path, method: str, stored: str, blocks: int) -> None:
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[stored]
     tensors = {n: t.to(dtype) for n, t in random_clip(torch.float32, blocks).state_dict().items()}
-    save_file(tensors, folder / "clip.safetensors")
-    clip = load_clip(folder / "clip.safetensors")
+    place = Path(folder)
+    save_file(tensors, place / "clip.safetensors")
+    clip = load_clip(place / "clip.safetensors")
     setup = Setup(method, "ViT-L-14-336", 518, backbone_fingerprint=clip.fingerprint)
-    Detector(clip, build(method, clip).eval(), setup).save(folder / "checkpoint.safetensors")
+    Detector(clip, build(method, clip).eval(), setup).save(place / "checkpoint.safetensors")
 
 
 def watch(command: list[str], repeats: int, until_line: bool = False) -> dict[str, Any]:
@@ -69,7 +84,12 @@ def main() -> None:
     parser.add_argument("--stored", choices=("fp16", "fp32", "bf16"), default="fp16", help="the file's own")
     parser.add_argument("--method", default="anomaly_clip")
     parser.add_argument("--blocks", type=int, default=24, help="4 or 8 try the script quickly")
-    given: argparse.Namespace = parser.parse_args()
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.job:
+        write_model(**json.loads(given.job))
+        print("{}")
+        return
     heading(None)
     results = Results(given.json)
     backbones = given.only or ["tiny", "ViT-L-14-336"]
@@ -90,7 +110,8 @@ def main() -> None:
                 results.get(name, lambda command=command: watch(command, given.repeats))
             results.get("predict one.png, tiny", lambda: watch([*predict, "--quiet"], given.repeats))
         if "ViT-L-14-336" in backbones:
-            write_model(folder, given.method, given.stored, given.blocks)
+            job = {"method": given.method, "stored": given.stored, "blocks": given.blocks}
+            in_own_process(__file__, {"folder": place, **job})
             model = [str(folder / name) for name in ("clip.safetensors", "checkpoint.safetensors")]
             predict += ["--backbone", model[0], "--checkpoint", model[1], "--batch-size", "1", "--json"]
             shape = "ViT-L-14-336" if given.blocks == 24 else f"{given.blocks} blocks of ViT-L-14-336"

@@ -136,7 +136,9 @@ def run_and_watch(
 ) -> dict[str, float]:
     """Seconds and peak memory (MiB) of a program, from its start to its end.
 
-    until_line: "first_line" too, the seconds to the first line that it prints.
+    until_line: "first_line" too, the seconds to the first line that it prints. The peak is at least that of the
+    calling process, which Linux counts up to the start of the program: callers stay small. Raises RuntimeError when
+    the program fails.
     """
     # Not a pipe: a program that says much on standard error would wait for a reader.
     with tempfile.TemporaryFile() as errors:
