@@ -87,16 +87,22 @@ def test_from_start_to_end(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_wrong_use(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    names = tmp_path / "words.toml"
+    names.write_text('nut = "steel nut"\n')
     for arguments, words in (
         (["--host", "0.0.0.0"], "--token"),
         (["--port", "99999"], "port is 99999"),
         (["--keep", str(tmp_path)], "--db"),
         (["--db", f"{tmp_path}/x.db", "--queue", "1"], "queue is 1"),
+        (["--class-names", str(names)], "--class-names has words for --class-name"),
+        (["--class-names", str(names), "--class-name", "nutt"], "did you mean 'nut'"),
+        (["--db", "postgresql://u:hu%zzsh@127.0.0.1:1/x", "--port", "0"], "special characters"),
         (["--port", "0", "--runtime", str(tmp_path / "no.onnx")], "no.onnx"),
     ):
         assert main(["serve", *arguments]) == 2
         shown = capfd.readouterr()
         assert words in shown.err and shown.err.count("\n") <= 2 and shown.out == ""
+        assert "hu%zzsh" not in shown.err
 
 
 def record(history: History, model: str, scores: dict[str, list[float]]) -> None:
@@ -211,6 +217,18 @@ def test_verdicts_on_an_exported_model_count(
             scores = {"correct": [0.1, 0.2], "confirmed": [0.8, 0.9]}
             record(history, fingerprint(about), {"correct": [0.99] * 2} if precision == "int8" else scores)
     assert main(["calibrate", "--from-db", str(path), "--checkpoint", str(checkpoint)]) == 0
+    assert "2 normal and 2 anomalous images" in capfd.readouterr().out
+    assert read_meta(checkpoint).image_threshold == pytest.approx(0.5)
+
+
+@pytest.mark.slow
+def test_calibration_from_either_database(
+    checkpoint: Path, place: str, model: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.closing(History(open_database(place))) as history:
+        history.add_model(model, describe_model(blemish.load(checkpoint=checkpoint), checkpoint))
+        record(history, model, {"correct": [0.1, 0.2], "confirmed": [0.8, 0.9]})
+    assert main(["calibrate", "--from-db", place, "--checkpoint", str(checkpoint)]) == 0
     assert "2 normal and 2 anomalous images" in capfd.readouterr().out
     assert read_meta(checkpoint).image_threshold == pytest.approx(0.5)
 
