@@ -1,4 +1,4 @@
-"""Attention written out in two products, against torch's own."""
+"""Attention written out in two products, against torch's own; the activation in parts, against the whole."""
 
 from __future__ import annotations
 
@@ -71,3 +71,20 @@ def test_fused_where_it_is_fast(monkeypatch: pytest.MonkeyPatch, fused: list[boo
 def test_fused_where_gradients_are_recorded(fused: list[bool]) -> None:
     layers.scaled_attention(*inputs(5))
     assert fused == [False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quick_gelu_in_parts_is_the_same(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(3, 7, 11, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = x * torch.sigmoid(1.702 * x)
+    # Not 50: what is left of a part after the processor's vectors is rounded otherwise.
+    monkeypatch.setattr(layers, "PART", 64)
+    kept = x.clone()
+    with torch.no_grad():
+        assert torch.equal(layers.quick_gelu(x), expected)
+        turned = layers.quick_gelu(x.transpose(0, 2))
+    torch.testing.assert_close(turned, expected.transpose(0, 2))
+    assert torch.equal(x, kept)
+    x.requires_grad_()
+    layers.quick_gelu(x).sum().backward()
+    assert x.grad is not None
