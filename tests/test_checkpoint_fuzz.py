@@ -17,7 +17,7 @@ from blemish.few_shot import MemoryMeta
 from blemish.loading import EMBEDDED, load
 from blemish.methods import official
 
-WHOLE = (EMBEDDED / "coop.safetensors").read_bytes()
+WHOLE = (EMBEDDED / "anomaly_clip.safetensors").read_bytes()
 LENGTH = struct.unpack("<Q", WHOLE[:8])[0]
 HEADER: dict[str, Any] = json.loads(WHOLE[8 : 8 + LENGTH])
 fixtures = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -138,7 +138,7 @@ def test_no_bytes_pass_for_the_authors_files(tmp_path: Path, head: bytes, data: 
 def test_the_file_is_whole_before_it_is_changed(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(joined(HEADER))
-    assert read_meta(path).method == "coop" and is_checkpoint(path)
+    assert read_meta(path).method == "anomaly_clip" and is_checkpoint(path)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
     python tools/release_check.py --reuse       # the packages that blemish needs are taken from this environment
     python tools/release_check.py --final       # the change log must have a date too
 
-The archive is made of the files that git knows, the wheel of the unpacked archive. Every file of `src/blemish` must
+The archive is made of the last commit, the wheel of the unpacked archive. Every file of `src/blemish` must
 be in the wheel, and nothing else. Then the wheel is installed into an empty environment, where `blemish predict`
 scores an example picture without a network. Prints a line for each step; exit status 1 at the first that fails. The
 two files stay in `dist/`.
@@ -13,6 +13,7 @@ two files stay in `dist/`.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import os
@@ -66,10 +67,19 @@ def check_changelog(text: str, wanted: str, final: bool) -> str:
 
 
 def tracked(root: Path, *places: str) -> list[str]:
-    """The files below `places` that git knows, relative to `root`."""
-    command = ["git", "ls-files", "-z", *places]
+    """The files below `places` in the last commit, relative to `root`."""
+    command = ["git", "ls-tree", "-r", "-z", "--name-only", "HEAD", *places]
     listed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
     return [name for name in listed.split("\0") if name]
+
+
+def committed(root: Path, tree: Path) -> None:
+    """Write the last commit's files into the new folder `tree`; what is not committed is no part of a release."""
+    packed = subprocess.run(
+        ["git", "archive", "--format=tar", "HEAD"], cwd=root, check=True, capture_output=True
+    )
+    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as content:
+        content.extractall(tree, filter="data")
 
 
 def check_wheel(wheel: Path, source_files: Iterable[str]) -> int:
@@ -136,11 +146,9 @@ def environment(place: Path, reuse: bool) -> Path:
 
 
 def build(place: Path, out: Path) -> tuple[Path, Path]:
-    """Make the source archive of the files in git, and the wheel of the unpacked archive; (archive, wheel)."""
+    """Make the source archive of the last commit, and the wheel of the unpacked archive; (archive, wheel)."""
     tree = place / "tree"
-    for name in tracked(ROOT):
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, tree / name)
+    committed(ROOT, tree)
     python = environment(place / "build", reuse=False)
     run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "hatchling>=1.24"], place)
     made = place / "made"
@@ -191,6 +199,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder of the two files")
     given = parser.parse_args()
     try:
+        if subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=ROOT, check=False).returncode:
+            print("note: changes that are not committed are no part of this", flush=True)
         wanted = version()
         heading = check_changelog((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), wanted, given.final)
         print(f"change log: {heading}", flush=True)
