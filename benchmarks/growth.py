@@ -148,12 +148,14 @@ def measure(results: Results, given: argparse.Namespace) -> dict[str, dict[str, 
             values = given.sizes if question == "size" else given.batches
             for backbone in given.backbones:
                 precision = "fp32" if backbone == "tiny" else given.precision
-                rows = lines.setdefault(f"{backbone} {precision}", [])
+                cut = "" if backbone == "tiny" or given.blocks == 24 else f" of {given.blocks} blocks"
+                line = f"{backbone}{cut} {precision}"
+                rows = lines.setdefault(line, [])
                 fixed = 320 if backbone == "tiny" else 518
                 for value in values:
                     size, batch = (value, 1) if question == "size" else (min(fixed, max(given.sizes)), value)
                     job = {"question": question, "backbone": backbone, "size": size, "batch": batch}
-                    key = f"{question} {value}, {backbone} {precision}, {given.threads} threads"
+                    key = f"{question} {value}, {line}, {given.threads} threads"
                     rows.append(results.get(key, lambda job=job: in_own_process(__file__, common | job)))
         elif question == "images":
             rows = lines.setdefault("tiny", [])
