@@ -24,6 +24,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,7 @@ class Tally:
     seconds: list[float] = field(default_factory=list)
     lost: int = 0
     again: int = 0
+    refused: Counter[int] = field(default_factory=Counter)  # by status, of those lost
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -121,12 +123,14 @@ def ask(connection: http.client.HTTPConnection, name: str, data: bytes, tally: T
             time.sleep(float(response.headers["Retry-After"]))
             continue
         if response.status != 200:
+            with tally.lock:
+                tally.refused[response.status] += 1
             return False
         found = answer["results"][0]
         return bool(found["name"] == name and found["sha256"] == hashlib.sha256(data).hexdigest())
 
 
-def stage(place: str, pictures: Sequence[bytes], clients: int, requests: int) -> dict[str, float]:
+def stage(place: str, pictures: Sequence[bytes], clients: int, requests: int) -> dict[str, Any]:
     """Send `requests` from `clients` at once; print how that went, and return it."""
     tally, numbers = Tally(), iter(range(requests))
     threads = [
@@ -151,11 +155,16 @@ def stage(place: str, pictures: Sequence[bytes], clients: int, requests: int) ->
         "max_ms": 1000 * max(tally.seconds),
         "again": tally.again,
         "lost": lost,
+        "refused": dict(tally.refused),
     }
     figures = "  ".join(
         f"{found[key]:>8.1f}" for key in ("per_second", "p50_ms", "p95_ms", "p99_ms", "max_ms")
     )
     print(f"{clients:>7}  {requests:>8}  {figures}  {tally.again:>5}  {lost:>4}", flush=True)
+    if tally.refused:
+        print(
+            f"         lost by status: {dict(tally.refused)} (504: not scored within the service's --timeout)"
+        )
     return found
 
 
