@@ -322,7 +322,7 @@ def test_embedded_checkpoints_are_the_default(
     real = loading._load_backbone
     monkeypatch.setattr(loading, "EMBEDDED", tmp_path)
     monkeypatch.setattr(loading, "_load_backbone", lambda base, *rest: real(str(small_backbone), *rest))
-    assert blemish.load().setup.method == "anomaly_clip"
+    assert blemish.load().setup.method == "clip_ac"
     setup = blemish.load("vcp_clip").setup
     assert (setup.method, setup.backbone, setup.checkpoint) == ("vcp_clip", "tiny", "vcp_clip.safetensors")
 
@@ -330,7 +330,7 @@ def test_embedded_checkpoints_are_the_default(
 def test_training_free_methods_need_no_checkpoint(
     small_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "_learns", lambda name: False)
+    monkeypatch.setattr(loading, "learns", lambda name: False)
     setup = blemish.load("vcp_clip", backbone=small_backbone).setup
     assert (setup.checkpoint, setup.checkpoint_sha256, setup.threshold) == ("", "", None)
 

@@ -22,6 +22,7 @@ from PIL import Image
 
 import blemish
 from blemish import synth
+from blemish.config import parse_settings
 from blemish.loading import Backbones
 from blemish.machine import keep_freed_memory
 from blemish.metrics import ClassMetrics
@@ -75,6 +76,7 @@ def measure(detector: Predictor, samples: list[Sample]) -> dict[str, dict[str, f
     """Figures by score rule, means over classes, and milliseconds a picture."""
     area = detector.setup.image_size**2
     rules = ["native", "max", *(f"topk:{area // part}" for part in PARTS)]
+    rules += [f"native+{rule}" for rule in rules[1:]]
     metrics = {rule: {name: ClassMetrics() for name, _, _ in samples} for rule in rules}
     seconds = 0.0
     for name, image, mask in samples:
@@ -85,7 +87,9 @@ def measure(detector: Predictor, samples: list[Sample]) -> dict[str, dict[str, f
         result = detector.finish(prepared, raw)
         pixels = result.map[1::3, 1::3], mask[1::3, 1::3]
         for rule in rules:
-            score = image_score(rule, raw.map, raw.score)
+            score = image_score(rule.removeprefix("native+"), raw.map, raw.score)
+            if rule.startswith("native+"):
+                score = (score + raw.score) / 2
             both = pixels if rule == "native" else (None, None)
             metrics[rule][name].update(bool(mask.any()), score, *both)
     values = {r: [one.compute() for one in by_class.values()] for r, by_class in metrics.items()}
@@ -108,18 +112,24 @@ def main() -> None:
     parser.add_argument("--tiles", nargs="+", choices=["none", "square"], default=["none", "square"])
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=333)
+    parser.add_argument("--set", action="append", default=[], help="options of the method, as for predict")
+    parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(given.threads)
     keep_freed_memory()
     samples = pictures(given.out / "pictures", given.pairs, given.seed)
     table, clips = given.out / "choice.csv", Backbones()
     rows = list(csv.DictReader(table.open())) if table.exists() else []
+    own, options = parse_settings(given.set), " ".join(given.set)
     for method, size, tile in itertools.product(given.methods, given.sizes, given.tiles):
-        if any((r["method"], r["size"], r["tile"]) == (method, str(size), tile) for r in rows):
+        key = {"method": method, "options": options, "size": str(size), "tile": tile}
+        if any(all(r[k] == v for k, v in key.items()) for r in rows):
             continue
-        detector = blemish.load(method, image_size=size, tile=tile, score_rule="native", backbones=clips)
+        detector = blemish.load(
+            method, image_size=size, tile=tile, score_rule="native", backbones=clips, **own
+        )
         for rule, found in measure(detector, samples).items():
-            row = {"method": method, "size": size, "tile": tile, "rule": rule}
+            row = key | {"rule": rule}
             rows.append({k: str(v) for k, v in row.items()} | {k: f"{v:.4f}" for k, v in found.items()})
         with table.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))

@@ -23,6 +23,8 @@ from blemish.files import write_whole
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "src/blemish/clip/tiny"
 RECIPES = ROOT / "recipes"
+# Methods that learn nothing: their options with `tiny` (`choose_default.py`) and thresholds are all that is kept.
+PLAIN = {"clip_ac": ["temperature=0.07", "noun=object"]}
 PICTURES, HELD, SIZE = 800, 400, 320
 FALSE_ALARMS = 0.1
 
@@ -82,12 +84,26 @@ def make(method: str, out: Path) -> None:
     started = time.time()
     data, held = pictures(out)
     run, more = out / method, []
+    ready = run / "calibrated.safetensors"
+    thresholds = [
+        "calibrate",
+        "--data",
+        held,
+        "-o",
+        ready,
+        "--overwrite",
+        "-q",
+        "--false-alarm-rate",
+        FALSE_ALARMS,
+    ]
+    if method in PLAIN:
+        blemish(*thresholds, "--method", method, *(word for own in PLAIN[method] for word in ("--set", own)))
+        install(ready, TINY / f"{method}.safetensors")
+        return
     if (RECIPES / f"embedded_{method}_text.toml").exists():
         more = ["--init", train(f"{method}_text", data, run / "text")]
     learned = train(method, data, run, *more)
-    ready = run / "calibrated.safetensors"
-    rate = ["--false-alarm-rate", FALSE_ALARMS]
-    blemish("calibrate", "--checkpoint", learned, "--data", held, "-o", ready, "--overwrite", "-q", *rate)
+    blemish(*thresholds, "--checkpoint", learned)
     install(ready, TINY / f"{method}.safetensors")
     print(f"{method}: {time.time() - started:.0f} s", flush=True)
 
@@ -98,7 +114,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("methods", nargs="*", default=[n for n in named if not n.endswith("_text")])
+    parser.add_argument(
+        "methods", nargs="*", default=[*PLAIN, *(n for n in named if not n.endswith("_text"))]
+    )
     parser.add_argument("-o", "--out", type=Path, required=True)
     given = parser.parse_args()
     for method in given.methods:

@@ -87,7 +87,9 @@ def _worker(queue: Any, seed: int, wanted: Any) -> None:
     while True:
         order = tuple(int(value) for value in wanted)
         low, high, tokens, families = order
-        size = 16 * round(low * (high / low) ** (rng.random() ** 2) / 16)  # large ones are costly: fewer of them
+        size = 16 * round(
+            low * (high / low) ** (rng.random() ** 2) / 16
+        )  # large ones are costly: fewer of them
         count = max(8, round(tokens / (size // 16) ** 2))
         batch = draw_batch(rng, size, count, choices[families])
         queue.put((order, squeeze(batch, rng) if rng.random() < SQUEEZED else batch))

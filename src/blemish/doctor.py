@@ -107,7 +107,7 @@ def _room() -> Iterator[Check]:
 
 def _embedded() -> Iterator[Check]:
     from blemish.clip.weights import load_clip
-    from blemish.loading import DEFAULT_METHOD, EMBEDDED, load
+    from blemish.loading import EMBEDDED, learns, load
     from blemish.methods import METHODS
 
     try:
@@ -118,12 +118,13 @@ def _embedded() -> Iterator[Check]:
     count = sum(p.numel() for p in clip.parameters())
     yield Check("embedded backbone", f"tiny, {count / 1e6:.1f} M parameters, {clip.fingerprint}")
     for name in METHODS:
-        if name != DEFAULT_METHOD and not (EMBEDDED / f"{name}.safetensors").exists():
+        if learns(name) and not (EMBEDDED / f"{name}.safetensors").exists():
             yield Check(f"checkpoint {name}", "none embedded; it needs --checkpoint")
             continue
         try:
             setup = load(name, device="cpu").setup
-            yield Check(f"checkpoint {name}", f"{setup.checkpoint}, {setup.checkpoint_sha256[:16]}")
+            what = f"{setup.checkpoint}, {setup.checkpoint_sha256[:16]}" if setup.checkpoint else "needs none"
+            yield Check(f"checkpoint {name}", what)
         except BlemishError as error:
             yield Check(f"checkpoint {name}", str(error), ok=False)
 

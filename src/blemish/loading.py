@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from blemish.clip.model import CLIP
     from blemish.detector import Detector
 
-DEFAULT_METHOD = "anomaly_clip"
 DEFAULT_BACKBONE = "tiny"
+# `tiny` was trained with plain prompts: they find the most (chosen on generated pictures, see docs/tiny.md).
+EMBEDDED_METHOD = "clip_ac"
+OTHER_METHOD = "anomaly_clip"
 OFFICIAL_BACKBONE = "ViT-L-14-336"
 PAPERS_IMAGE_SIZE = 518
 EMBEDDED_IMAGE_SIZE = 320
@@ -94,7 +96,7 @@ def load(
 ) -> Predictor:
     """Make a detector; without arguments the embedded backbone and checkpoint, without network.
 
-    method: a name from `blemish.methods()`; by default the checkpoint's, or "anomaly_clip". backbone: a name
+    method: a name from `blemish.methods()`; by default the checkpoint's, or `default_method`. backbone: a name
     from `blemish.backbones()`, a file, a folder or a hub repository; by default the checkpoint's, or "tiny".
     checkpoint: our safetensors file or the authors' own .pth, told apart by content; `tiny` has its own.
     device: auto, cpu, cuda, cuda:N, mps. precision: auto, fp32, bf16, fp16. image_size: side of the network
@@ -129,7 +131,7 @@ def load(
     _check_method(method)
     backbone = None if backbone is None else str(backbone)
     source = _find(method, backbone, checkpoint)
-    name = source.method if source else method or DEFAULT_METHOD
+    name = source.method if source else method or default_method(backbone)
     own = _own_options(name, options)
     _check_normal(name, normal, shots)
     base = backbone or (source.backbone if source else DEFAULT_BACKBONE)
@@ -187,6 +189,12 @@ def _load_runtime(runtime: str | Path, given: Mapping[str, Any]) -> Predictor:
     return load_runtime(Path(runtime).expanduser(), **{key: given[key] for key in taken})
 
 
+def default_method(backbone: str | None) -> str:
+    """The method where neither it nor a checkpoint is named: "clip_ac" on the embedded backbone, which was trained with
+    plain prompts, "anomaly_clip" on others."""
+    return EMBEDDED_METHOD if backbone in (None, DEFAULT_BACKBONE) else OTHER_METHOD
+
+
 def method_of(checkpoint: str | Path) -> str:
     """The method that a checkpoint file is of, from its header. Raises BadCheckpoint."""
     source = _find(None, None, checkpoint)
@@ -228,7 +236,7 @@ def _find(method: str | None, backbone: str | None, checkpoint: str | Path | Non
     from blemish.methods import official
 
     if checkpoint is None:
-        return _find_default(method or DEFAULT_METHOD, backbone or DEFAULT_BACKBONE)
+        return _find_default(method or default_method(backbone), backbone or DEFAULT_BACKBONE)
     path = Path(checkpoint).expanduser()
     if path.is_file() and not is_checkpoint(path) and (info := official.recognise(path)) is not None:
         source = Source(
@@ -256,7 +264,7 @@ def _find_default(method: str, backbone: str) -> Source | None:
         from blemish.checkpoint import read_meta
 
         return Source(path, method, DEFAULT_BACKBONE, meta=read_meta(path))
-    if not _learns(method):
+    if not learns(method):
         return None
     why = "none is embedded" if backbone == DEFAULT_BACKBONE else f"none comes with backbone {backbone}"
     raise BadCheckpoint(
@@ -264,7 +272,7 @@ def _find_default(method: str, backbone: str) -> Source | None:
     )
 
 
-def _learns(method: str) -> bool:
+def learns(method: str) -> bool:
     """Whether a method has learned parts: those have a loss, training-free methods have none."""
     from blemish.methods import method_class
 

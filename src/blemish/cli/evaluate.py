@@ -60,7 +60,7 @@ def evaluate(
     method: Annotated[
         str | None,
         typer.Option(
-            "--method", help="Methods, separated by commas; default: the checkpoints', or anomaly_clip."
+            "--method", help="Methods, separated by commas; default: the checkpoints', or clip_ac with tiny."
         ),
     ] = None,
     checkpoint: Annotated[

@@ -33,7 +33,7 @@ app = typer.Typer(
 
 
 MethodOption = Annotated[
-    str | None, typer.Option("--method", help="Method; default: the checkpoint's, or anomaly_clip.")
+    str | None, typer.Option("--method", help="Method; default: the checkpoint's, or clip_ac with tiny.")
 ]
 BackboneOption = Annotated[
     str | None,

@@ -28,6 +28,10 @@ def _state_words() -> Any:
     return option(("normal", "anomalous"), "words before the class name, normal first")
 
 
+def _noun() -> Any:
+    return option("", "word in place of every class name, such as object; empty: the class's own name")
+
+
 def _temperature() -> Any:
     return option(0.01, "divides the cosines; 0.01 is CLIP's own; scores rank alike with any")
 
@@ -42,6 +46,7 @@ class ClipConfig:
 
     template: str = option("a photo of a {}.", "the prompt, {} for state and class; a before {} becomes an")
     state_words: tuple[str, ...] = _state_words()
+    noun: str = _noun()
     temperature: float = _temperature()
     position_resize: str = _position_resize()
 
@@ -61,6 +66,7 @@ class ClipACConfig:
         tuple(ENSEMBLES),
     )
     state_words: tuple[str, ...] = _state_words()
+    noun: str = _noun()
     temperature: float = _temperature()
     position_resize: str = _position_resize()
 
@@ -73,6 +79,8 @@ def _check(config: ClipConfig | ClipACConfig) -> None:
     words = config.state_words
     if len(words) != 2 or not all(word.strip() for word in words) or set("{}") & set("".join(words)):
         raise BadOption(f"option state_words is {words!r}; expected two words, normal first")
+    if set("{}") & set(config.noun):
+        raise BadOption(f"option noun is {config.noun!r}; expected a word without braces")
     if not config.temperature > 0:
         raise BadOption(f"option temperature is {config.temperature}; expected a number above 0")
 
@@ -95,7 +103,7 @@ class CLIPZero(nn.Module):
     about: ClassVar[str] = "CLIP as it is, one prompt on the normal and one on the anomalous class"
     config_class: ClassVar[type] = ClipConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"template": "A photo of a {}"}}
-    uses_class_names: ClassVar[bool] = True
+    uses_class_names: bool
     map_range = score_range = (0.0, 1.0)
     clip: CLIP
 
@@ -103,12 +111,14 @@ class CLIPZero(nn.Module):
         super().__init__()
         self.config = config = config or ClipConfig()
         object.__setattr__(self, "clip", clip)  # frozen: no part of what is moved or saved here
+        self.uses_class_names = not config.noun
         self.needs = FeatureSpec(position_resize=config.position_resize)
         self.texts = BankTexts(clip, single_prompt(config.template, config.state_words))
 
     def forward(self, features: ImageFeatures, class_names: Sequence[str] | None = None) -> Prediction:
         """Maps (B, H, W) and scores (B,) in [0, 1]; see `compare` for details. class_names: one per image."""
-        return compare(features, self.texts.per_image(class_names, features.count), self.config.temperature)
+        names = named(self.config.noun, class_names, features.count)
+        return compare(features, self.texts.per_image(names, features.count), self.config.temperature)
 
 
 class CLIPAC(nn.Module):
@@ -124,7 +134,7 @@ class CLIPAC(nn.Module):
         "openai7": {"templates": "openai7"},
         "april35": {"templates": "april35"},
     }
-    uses_class_names: ClassVar[bool] = True
+    uses_class_names: bool
     map_range = score_range = (0.0, 1.0)
     clip: CLIP
 
@@ -132,6 +142,7 @@ class CLIPAC(nn.Module):
         super().__init__()
         self.config = config = config or ClipACConfig()
         object.__setattr__(self, "clip", clip)  # frozen: no part of what is moved or saved here
+        self.uses_class_names = not config.noun
         self.needs = FeatureSpec(position_resize=config.position_resize)
         normal, abnormal = (f"{word} {{}}" for word in config.state_words)
         bank = replace(
@@ -144,7 +155,13 @@ class CLIPAC(nn.Module):
 
     def forward(self, features: ImageFeatures, class_names: Sequence[str] | None = None) -> Prediction:
         """Maps (B, H, W) and scores (B,) in [0, 1]; see `compare` for details. class_names: one per image."""
-        return compare(features, self.texts.per_image(class_names, features.count), self.config.temperature)
+        names = named(self.config.noun, class_names, features.count)
+        return compare(features, self.texts.per_image(names, features.count), self.config.temperature)
+
+
+def named(noun: str, class_names: Sequence[str] | None, count: int) -> Sequence[str] | None:
+    """Class names for `count` images: `noun` for each where there is one, else those given."""
+    return [noun] * count if noun else class_names
 
 
 def compare(features: ImageFeatures, text: Tensor, temperature: float) -> Prediction:

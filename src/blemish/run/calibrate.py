@@ -21,7 +21,7 @@ from blemish.data.transforms import SQUARES
 from blemish.detector import DECODERS, PIXELS_IN_FLIGHT, Detector, Prepared
 from blemish.errors import BadDataset, BadImage, BadOption, OutputError
 from blemish.files import make_folder, printable_name
-from blemish.loading import DEFAULT_METHOD, EMBEDDED, load
+from blemish.loading import EMBEDDED, default_method, load
 from blemish.pipeline import ordered_map
 from blemish.types import Result, Sample
 
@@ -311,7 +311,7 @@ def calibration_target(options: CalibrateOptions, overwrite: bool) -> Path:
             what = (
                 "embedded checkpoints" if given is None or _is_embedded(given) else "the authors' checkpoints"
             )
-            stem = (options.method or DEFAULT_METHOD) if given is None else given.stem
+            stem = (options.method or default_method(options.backbone)) if given is None else given.stem
             raise BadOption(
                 f"{what} are never changed; name a file for the calibrated one with -o, "
                 f"such as -o {stem}-calibrated{ENDING}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from blemish.detector import Detector
 from blemish.errors import BadOption, UnknownName
-from blemish.loading import DEFAULT_METHOD, Backbones, load, method_of
+from blemish.loading import Backbones, default_method, load, method_of
 from blemish.methods import METHODS, make_config, options_of, presets
 
 
@@ -29,6 +29,8 @@ def load_detectors(
     loading: backbone, device, precision, image_size and what else `blemish.load` takes. Raises what
     `blemish.load` raises, BadOption for a checkpoint of no method named or a label given twice.
     """
+    if not methods and not checkpoints:
+        methods = [default_method(loading.get("backbone"))]
     wanted = _wanted(methods, checkpoints)
     options = _shared_out({label: method for label, method, _ in wanted}, settings or {})
     shared = backbones or Backbones()
@@ -54,7 +56,7 @@ def _wanted(
             )
     order = list(dict.fromkeys(methods)) or list(dict.fromkeys(method for _, method, _ in named))
     found: list[tuple[str, str, str | Path | None]] = []
-    for method in order or [DEFAULT_METHOD]:
+    for method in order:
         own = [(label, path) for label, its, path in named if its == method]
         if not own:
             found.append((method, method, None))
