@@ -1,6 +1,6 @@
 """A sanity check without any learning: local contrast as anomaly map, on labelled folders.
 
-    python benchmarks/local_contrast.py DATA [--size 320]
+    python benchmarks/local_contrast.py DATA [--size 320] [--defects bsdata=pitting textile=local]
 
 The map is the absolute difference of two Gaussians of the grey picture (sigma and 1.6 sigma), at three scales, smoothed
 by the scale; the image score is the mean of the largest hundredth of the map. "Best of three" is chosen on the very
@@ -31,9 +31,11 @@ def contrast(grey: np.ndarray, sigma: float) -> np.ndarray:
     return np.asarray(ndimage.gaussian_filter(np.abs(difference), 2 * sigma), dtype=np.float32)
 
 
-def measure(root: Path, size: int) -> tuple[int, dict[str, float]]:
-    """Number of pictures, and the best figure of the three scales."""
+def measure(root: Path, size: int, defect: str | None) -> tuple[int, dict[str, float]]:
+    """Number of pictures, and the best figure of the three scales. defect: of the anomalous pictures only this kind."""
     dataset = open_dataset(root)
+    if defect is not None:
+        dataset = dataset.of_defects([defect])
     metrics = [ClassMetrics() for _ in SCALES]
     for sample in dataset.samples:
         pixels = load_pixels(sample)
@@ -59,10 +61,12 @@ def main() -> None:
     )
     parser.add_argument("data", type=Path)
     parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--defects", nargs="*", default=[], help="SET=KIND: of a set only this kind of defect")
     given = parser.parse_args()
+    defects = dict(text.split("=", 1) for text in given.defects)
     print("| set | pictures | image AUROC | pixel AUROC | AUPRO |\n|---|---|---|---|---|")
     for root in sorted(p for p in given.data.iterdir() if p.is_dir()):
-        count, best = measure(root, given.size)
+        count, best = measure(root, given.size, defects.get(root.name))
         row = " | ".join(f"{best.get(name, float('nan')):.3f}" for name in FIGURES)
         print(f"| {root.name} | {count} | {row} |", flush=True)
 

@@ -11,7 +11,7 @@ from blemish.data.catalog import CATALOG
 from blemish.data.check import check_dataset
 from blemish.data.layouts import Dataset, open_dataset
 from blemish.data.samples import load_mask, load_pixels
-from blemish.errors import BadDataset
+from blemish.errors import BadDataset, UnknownName
 from dataset_trees import (
     TREES,
     mvtec_class,
@@ -70,6 +70,18 @@ def test_training_pictures_are_apart(name: str, tmp_path: Path) -> None:
 
 
 # --- the odd ones
+
+
+def test_only_some_kinds_of_defects(tmp_path: Path) -> None:
+    tree = TREES["mvtec"](tmp_path)
+    whole = open_dataset(tmp_path / tree.root)
+    kind = next(s.defect for s in whole.samples if s.label == 1)
+    part = whole.of_defects([kind])
+    assert [s for s in part.samples if s.label == 0] == [s for s in whole.samples if s.label == 0]
+    assert {s.defect for s in part.samples if s.label == 1} == {kind}
+    assert f"only {kind}" in part.notes
+    with pytest.raises(UnknownName, match="kind of defect"):
+        whole.of_defects(["nothing of the kind"])
 
 
 def test_ksdd_in_halves_and_thirds(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ protocol = "anomalyclip"
 dataset = "mvtec"
 root = "data/mvtec_ad"
 classes = ["bottle", "grid"]
+defects = ["crack"]
 
 [[datasets]]
 dataset = "visa"
@@ -59,6 +60,7 @@ def test_a_plan_and_its_defaults() -> None:
     )
     mvtec, visa = found.datasets
     assert (mvtec.name, mvtec.classes, visa.root) == ("mvtec", ("bottle", "grid"), None)
+    assert (mvtec.defects, visa.defects) == (("crack",), ())
     vcp, ours = found.methods
     assert (vcp.label, vcp.checkpoint) == ("vcp_clip", {"visa": "a.pth", "mvtec": "b.pth"})
     assert (ours.label, ours.backbone) == ("ours", "ViT-L-14-336")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blemish.data import metafile, readers_generic, readers_industrial, readers_medical
@@ -47,6 +47,18 @@ class Dataset:
         if not found:
             raise UnknownName("class", name, self.classes)
         return found
+
+    def of_defects(self, names: Sequence[str]) -> Dataset:
+        """The dataset with all its normal pictures, and of the anomalous ones those whose `defect` is in `names`.
+
+        Raises UnknownName for a kind that it does not have.
+        """
+        known = tuple(dict.fromkeys(s.defect for s in self.samples if s.label == 1))
+        for name in names:
+            if name not in known:
+                raise UnknownName("kind of defect", name, known)
+        kept = tuple(s for s in self.samples if s.label != 1 or s.defect in names)
+        return replace(self, samples=kept, notes=(*self.notes, f"only {', '.join(names)}"))
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """Class -> (normal, anomalous) numbers of samples; those without a label count as neither."""

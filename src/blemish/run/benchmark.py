@@ -370,7 +370,8 @@ def _open(plan: DatasetPlan) -> Target:
     if plan.root is None:
         return Target(plan, error=f"no folder; pass --data {plan.name}=ROOT, or write root in the plan")
     try:
-        return Target(plan, open_dataset(Path(plan.root), plan.dataset))
+        dataset = open_dataset(Path(plan.root), plan.dataset)
+        return Target(plan, dataset.of_defects(plan.defects) if plan.defects else dataset)
     except BlemishError as error:
         return Target(plan, error=f"{error}; another folder: --data {plan.name}=ROOT")
 

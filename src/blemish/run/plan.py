@@ -28,7 +28,8 @@ class DatasetPlan:
 
     name: how tables call it; default: `dataset`, or the last part of `root`. dataset: a catalogue name (with a
     preparation, as in "ksdd:thirds") or layout; None: recognised. root: its folder, relative to the plan's;
-    `--data NAME=ROOT` goes before it. classes: only these. auxiliary: the training set of what is tested here;
+    `--data NAME=ROOT` goes before it. classes: only these. defects: of the anomalous images only those of these kinds,
+    the folders' names in MVTec's layout. auxiliary: the training set of what is tested here;
     None: the plan's.
     """
 
@@ -36,6 +37,7 @@ class DatasetPlan:
     dataset: str | None = None
     root: str | None = None
     classes: tuple[str, ...] = ()
+    defects: tuple[str, ...] = ()
     auxiliary: str | None = None
 
 
