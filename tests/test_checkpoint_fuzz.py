@@ -88,7 +88,7 @@ def odd_header(draw: st.DrawFn) -> bytes:
 def _json(text: str | None) -> Any:
     try:
         return json.loads(text or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -391,7 +391,9 @@ def test_configuration_files(tmp_path: Path) -> None:
 
 
 def test_typed_options() -> None:
-    found = typed_options(PredictOptions, {"overlap": 0, "threads": "none", "save": ["map", "mask"]}, "predict")
+    found = typed_options(
+        PredictOptions, {"overlap": 0, "threads": "none", "save": ["map", "mask"]}, "predict"
+    )
     assert found == {"overlap": 0.0, "threads": None, "save": ("map", "mask")}
     assert isinstance(found["overlap"], float)
     assert PredictOptions(save="map, overlay,map").kinds == ("map", "overlay")

@@ -137,9 +137,9 @@ def test_embedded_checkpoints_are_never_changed(
 ) -> None:
     source = EMBEDDED / "anomaly_clip.safetensors"
     before = digest(source)
-    for extra in ([], ["--checkpoint", str(source)]):
+    for name, extra in (("clip_ac", []), ("anomaly_clip", ["--checkpoint", str(source)])):
         assert main(["calibrate", "--data", str(root), *extra]) == 2
-        assert "-o anomaly_clip-calibrated.safetensors" in capfd.readouterr().err
+        assert f"-o {name}-calibrated.safetensors" in capfd.readouterr().err
     assert main(["calibrate", "--data", str(root), "-o", str(source), "--overwrite"]) == 2
     assert "never changed" in capfd.readouterr().err
     new = tmp_path / "new.safetensors"

@@ -151,7 +151,7 @@ def test_an_earlier_run_is_kept(common: list[str], capfd: pytest.CaptureFixture[
         (["--data", "DATA", "--classes", "cap"], "did you mean 'cup'"),
         (["--data", "DATA", "--method", "vcp_clip,anomaly_clap"], "did you mean 'anomaly_clip'"),
         (["--data", "DATA", "--resolution", "-3"], "518, or native"),
-        (["--data", "DATA", "--set", "sigmma=3"], "did you mean 'sigma'"),
+        (["--data", "DATA", "--method", "anomaly_clip", "--set", "sigmma=3"], "did you mean 'sigma'"),
         (["--data", "DATA", "--limit", "0"], "limit is 0"),
         (["--data", "DATA", "--split", "val"], "test, train, all"),
         (["--data", "BARE"], "blemish predict"),

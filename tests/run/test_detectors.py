@@ -51,7 +51,7 @@ def test_labels(small_checkpoint: Make, tmp_path: Path) -> None:
 
 
 def test_default_checkpoints() -> None:
-    assert list(load_detectors()) == ["anomaly_clip"]
+    assert list(load_detectors()) == ["clip_ac"]
     found = load_detectors(("vcp_clip", "vcp_clip"))
     assert list(found) == ["vcp_clip"] and found["vcp_clip"].setup.checkpoint == "vcp_clip.safetensors"
 

@@ -28,7 +28,7 @@ CLASSES = ("plate", "gear_wheel")
 
 @pytest.fixture(scope="module")
 def detectors(small_checkpoint: Make) -> dict[str, Detector]:
-    return load_detectors((), [small_checkpoint("april_gan")])
+    return load_detectors((), [small_checkpoint("april_gan")], precision="fp32")
 
 
 @pytest.fixture

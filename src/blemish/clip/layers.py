@@ -20,11 +20,12 @@ PART = 1 << 19
 
 def quick_gelu(x: Tensor) -> Tensor:
     """x * sigmoid(1.702 x), the activation OpenAI trained CLIP with. Any shape."""
+    # Tracing first: what it traces must not depend on the size of the batch.
     if (
-        x.numel() <= PART
-        or x.device.type != "cpu"
+        torch.compiler.is_compiling()
         or torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
+        or x.device.type != "cpu"
+        or x.numel() <= PART
     ):
         return x * torch.sigmoid(1.702 * x)
     # The same, part by part: three passes over memory that the cache holds, in place of three new large tensors.

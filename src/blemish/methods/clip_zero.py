@@ -103,7 +103,7 @@ class CLIPZero(nn.Module):
     about: ClassVar[str] = "CLIP as it is, one prompt on the normal and one on the anomalous class"
     config_class: ClassVar[type] = ClipConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"template": "A photo of a {}"}}
-    uses_class_names: bool
+    uses_class_names: bool = True  # not where one noun stands for every class
     map_range = score_range = (0.0, 1.0)
     clip: CLIP
 
@@ -134,7 +134,7 @@ class CLIPAC(nn.Module):
         "openai7": {"templates": "openai7"},
         "april35": {"templates": "april35"},
     }
-    uses_class_names: bool
+    uses_class_names: bool = True  # not where one noun stands for every class
     map_range = score_range = (0.0, 1.0)
     clip: CLIP
 
