@@ -61,7 +61,9 @@ def main() -> None:
     )
     parser.add_argument("data", type=Path)
     parser.add_argument("--size", type=int, default=320)
-    parser.add_argument("--defects", nargs="*", default=[], help="SET=KIND: of a set only this kind of defect")
+    parser.add_argument(
+        "--defects", nargs="*", default=[], help="SET=KIND: of a set only this kind of defect"
+    )
     given = parser.parse_args()
     defects = dict(text.split("=", 1) for text in given.defects)
     print("| set | pictures | image AUROC | pixel AUROC | AUPRO |\n|---|---|---|---|---|")
