@@ -115,3 +115,19 @@ def test_words_for_tiles() -> None:
     with pytest.raises(BadOption, match="expected a number of pixels, square, or none"):
         tile_side("squares")
     assert len(cut_boxes((20, 50), "square")) == 3
+
+
+def test_thresholds_are_written_with_what_they_hold_for(tmp_path: Path, small_checkpoint: Make) -> None:
+    """However they were found: from pictures, or from the history of the service."""
+    from blemish.calibrate import ThresholdFinder
+    from blemish.run.calibrate import Calibration, write_thresholds
+
+    finder = ThresholdFinder()
+    for score, label in ((0.2, 0), (0.8, 1)):
+        finder.update_score(score, label)
+    source, target = small_checkpoint(), tmp_path / "own.safetensors"
+    detector = blemish.load(checkpoint=source, score_rule="max", tile="square", overlap=0.5)
+    write_thresholds(detector, str(source), target, Calibration(finder.best_f1(), "drawn", 2), {})
+    meta = read_meta(target)
+    assert (meta.score_rule, meta.tile, meta.overlap) == ("max", "square", 0.5)
+    assert meta.image_threshold == pytest.approx(0.5, abs=0.01)

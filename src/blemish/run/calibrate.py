@@ -148,12 +148,7 @@ def calibrate_checkpoint(
         batch_size=options.batch_size,
         on_progress=on_progress,
     )
-    setup = detector.setup
-    changes: dict[str, Any] = {
-        "tile": setup.tile,
-        "overlap": setup.overlap,
-        "score_rule": setup.score_rule,
-    }
+    changes: dict[str, Any] = {}
     if options.image_size is not None:
         changes["image_size"] = detector.setup.image_size
     if own:
@@ -353,6 +348,8 @@ def write_thresholds(
     if setup.checkpoint and is_checkpoint(source):
         earlier = [line for line in read_meta(source).notes.splitlines() if not line.startswith(NOTE)]
         notes = "\n".join([*earlier, note])
+        # Thresholds hold only for pictures that are cut and scored as they were here.
+        changes = {**changes, "tile": setup.tile, "overlap": setup.overlap, "score_rule": setup.score_rule}
         rewrite_checkpoint(
             source, target, image_threshold=image, pixel_threshold=pixel, notes=notes, **changes
         )
