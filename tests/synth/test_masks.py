@@ -64,7 +64,7 @@ def test_faint_and_thin_defects_occur() -> None:
         defects=("scratch", "stain", "discolouration", "dent"), materials=("plastic", "paint")
     )
     faint = thin = 0
-    for seed in range(60):
+    for seed in range(90):
         shot = shoot(np.random.default_rng([9, seed]), 160, True, families)
         difference = np.abs(soften(shot.lit - shot.clean, shot.camera)).max(axis=0)
         faint += float(difference[shot.mask].max()) < 0.08

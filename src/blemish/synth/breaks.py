@@ -18,9 +18,11 @@ from blemish.synth.fields import (
     clouds,
     colour_array,
     edge,
+    log_uniform,
     luma,
     mix,
     rotated,
+    soft_blur,
     spectral,
     step,
 )
@@ -59,9 +61,25 @@ def _side(rng: Rng, scene: Scene, low: float, high: float) -> tuple[Field, float
     return jagged - place, angle
 
 
+def _wedge(rng: Rng, scene: Scene) -> tuple[Field, float] | None:
+    """A jagged sector with its tip inside the object, open to a side: as `_side`, with its middle line's angle."""
+    inside = scene.alpha > 0.5
+    if scene.under is None or scene.shape == "surface" or not inside.any():
+        return None
+    size = scene.alpha.shape[0]
+    angle = rng.uniform(0, 2 * math.pi)
+    u, v = rotated(size, spot(rng, scene), angle)
+    half = log_uniform(rng, 0.05, 0.8)
+    v = v + rng.uniform(0, 0.05) * clouds(rng, size, rng.uniform(2, 7))
+    distance = u * math.sin(half) - np.abs(v) * math.cos(half)
+    distance = distance + rng.uniform(0.002, 0.012) * clouds(rng, size, rng.uniform(8, 25))
+    share = float((distance[inside] > 0).mean())
+    return (distance, angle) if 0.01 < share < 0.6 else None
+
+
 def broken(rng: Rng, scene: Scene, image: Field, area: float) -> Change | None:
-    """An object broken through: one side is gone or shifted away, the fracture shows rough stuff inside."""
-    found = _side(rng, scene, 0.06, 0.55)
+    """An object broken through: a side or a wedge is gone or has shifted; the fracture shows rough stuff."""
+    found = _wedge(rng, scene) if chance(rng, 0.4) else _side(rng, scene, 0.06, 0.55)
     if found is None or scene.under is None:
         return None
     distance, angle = found
@@ -73,7 +91,8 @@ def broken(rng: Rng, scene: Scene, image: Field, area: float) -> Change | None:
     own = image[:, inside].mean(axis=1) if inside.any() else np.full(3, 0.5)
     rough = spectral(rng, size, slope=rng.uniform(0.5, 1.2))
     tone = colour_array((own * rng.uniform(0.55, 1.5)).tolist()) + rng.uniform(0.04, 0.12) * rough
-    changed = mix(mix(image, scene.under, gone), tone, face * rng.uniform(0.3, 0.95))
+    below = scene.under * (1 - rng.uniform(0, 0.5) * soft_blur(1 - gone, max(3, size // 40)))
+    changed = mix(mix(image, below, gone), tone, face * rng.uniform(0.3, 0.95))
     support = np.maximum(gone, face)
     if chance(rng, 0.3):
         reach = size * rng.uniform(0.015, 0.08)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from blemish.synth.baked import specks
 from blemish.synth.fields import (
     Field,
     Rng,
@@ -85,7 +86,7 @@ def backdrop(rng: Rng, size: int, texture: Texture | None) -> Field:
         y, x = grid(size)
         line = (x if chance(rng, 0.5) else y) - rng.random()
         image = image + rng.uniform(-0.25, 0.25) * step(line, 0.008)
-    return image
+    return specks(rng, image) if chance(rng, 0.12) else image
 
 
 def _shadow(rng: Rng, under: Field, alpha: Field, light: float) -> Field:

@@ -15,6 +15,7 @@ from blemish.synth.defects import Change
 from blemish.synth.families import (
     BODIES,
     DEFECT_FUNCTIONS,
+    GROWN,
     HOMES,
     LIVING,
     MATERIAL_FUNCTIONS,
@@ -25,9 +26,11 @@ from blemish.synth.families import (
 )
 from blemish.synth.fields import Field, Mask, Rng, blur, bounds, chance, close, log_uniform
 from blemish.synth.fittings import ON_OBJECTS, fit, glare, shade
+from blemish.synth.objects import Form
 from blemish.synth.palette import colour_name
 from blemish.synth.scans import SCANS
 from blemish.synth.structural import LINE_ART, PARTS
+from blemish.synth.textures import Texture
 
 MIN_SIZE = 64
 ATTEMPTS = 8
@@ -134,6 +137,8 @@ def random_scene(rng: Rng, size: int, families: Families) -> Scene:
     outlines = [name for name in families.shapes if name != SURFACE]
     if SURFACE in families.shapes and (not outlines or chance(rng, 0.52)):
         return _surface(rng, size, families)
+    grown = [name for name in outlines if name in GROWN] if chance(rng, 0.1) else outlines
+    outlines = grown or outlines
     shape = outlines[int(rng.integers(len(outlines)))]
     choice = tuple(name for name in families.materials if name not in SCANS) or families.materials
     if chance(rng, 0.65):
@@ -151,7 +156,24 @@ def random_scene(rng: Rng, size: int, families: Families) -> Scene:
         others = tuple(name for name in families.materials if name not in SCANS)
         if others:
             behind = MATERIAL_FUNCTIONS[others[int(rng.integers(len(others)))]](rng, size)
-    return compose(rng, texture, backdrop(rng, size, behind), form, material, shape)
+    ground = backdrop(rng, size, behind)
+    if form.labels is None and chance(rng, 0.1):
+        ground = _neighbour(rng, ground, texture, material, shape)
+    return compose(rng, texture, ground, form, material, shape)
+
+
+def _neighbour(rng: Rng, ground: Field, texture: Texture, material: str, shape: str) -> Field:
+    """The table with another such object on it that the picture's border cuts off; it is not inspected."""
+    size = ground.shape[1]
+    form = OUTLINES[shape](rng, size)
+    angle, far = rng.uniform(0, 2 * math.pi), rng.uniform(0.6, 0.95) * size
+    move = (far * math.sin(angle), far * math.cos(angle))
+    distance = ndimage.shift(form.distance, move, order=1, mode="constant", cval=0.2)
+    beside = Form(
+        distance, None if form.shade is None else ndimage.shift(form.shade, move, order=1, mode="nearest")
+    )
+    turned = replace(texture, image=np.ascontiguousarray(np.rot90(texture.image, 1, (1, 2))))
+    return compose(rng, turned, ground, beside, material, shape).image
 
 
 def _surface(rng: Rng, size: int, families: Families) -> Scene:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from blemish.errors import UnknownName
+from blemish.synth.baked import BAKED
 from blemish.synth.boards import BOARDS
 from blemish.synth.breaks import BREAKS
 from blemish.synth.defects import COMMON, Defect
@@ -21,7 +22,7 @@ from blemish.synth.structural import LINE_ART, PARTS
 from blemish.synth.textures import NATURAL, Material
 
 SURFACE = "surface"
-MATERIAL_FUNCTIONS: dict[str, Material] = {**NATURAL, **PATTERNS, **BOARDS, **SCANS}
+MATERIAL_FUNCTIONS: dict[str, Material] = {**NATURAL, **BAKED, **PATTERNS, **BOARDS, **SCANS}
 OUTLINES: dict[str, Callable[[Rng, int], Form]] = {**SIMPLE, **PRODUCTS}
 DEFECT_FUNCTIONS: dict[str, Defect] = {
     **COMMON, **FILMS, **PARTS, **BREAKS, **LINE_ART, **LESIONS,
@@ -79,6 +80,8 @@ BODIES = (
     "plastic", "paint", "brushed", "steel", "cast", "wood", "rubber", "ceramic", "stone", "foam", "glass",
 )  # fmt: skip
 """Materials that most objects are made of."""
+GROWN = ("cookie", "kernel", "heap")
+"""Things of which no two are alike, drawn somewhat more often: their own variety has to be told from defects."""
 FOOD = ("dough", "peel", "foam", "wood", "plastic")
 METAL = ("steel", "brushed", "cast", "paint")
 USUAL_MATERIALS = {

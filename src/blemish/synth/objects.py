@@ -16,6 +16,7 @@ from blemish.synth.fields import (
     Rng,
     blob,
     chance,
+    clouds,
     colour_array,
     log_uniform,
     rotated,
@@ -181,6 +182,12 @@ def cookie(rng: Rng, size: int) -> Form:
     centre = (rng.normal(0.5, 0.05), rng.normal(0.5, 0.05))
     area = rng.uniform(0.2, 0.5)
     distance = blob(rng, size, centre, area, ragged=rng.uniform(0.03, 0.12))
+    if chance(rng, 0.35):  # baked side by side: one to four flat sides
+        u, v = rotated(size, centre, rng.uniform(0, TAU))
+        a, b = (math.sqrt(area) * rng.uniform(0.36, 0.6) for _ in range(2))
+        wavy = rng.uniform(0.002, 0.012) * clouds(rng, size, rng.uniform(4, 12))
+        flat = box(u, v, a, b, min(a, b) * rng.uniform(0.2, 0.9)) + wavy
+        distance = flat if chance(rng, 0.5) else np.maximum(distance, flat)
     crumbs = spectral(rng, size, slope=rng.uniform(0.5, 1.2))
     paint = rng.uniform(0.02, 0.09) * crumbs
     if chance(rng, 0.6):

@@ -268,28 +268,6 @@ def foam(rng: Rng, size: int) -> Texture:
     return Texture(image * (1 - rng.uniform(0.15, 0.5) * pores))
 
 
-def dough(rng: Rng, size: int) -> Texture:
-    """Baked crumb: browned unevenly, with normal cracks, chips, nuts or sugar in it."""
-    hints = ((0.78, 0.58, 0.36), (0.65, 0.43, 0.22), (0.86, 0.7, 0.48), (0.32, 0.2, 0.13))
-    colours = palette(rng, hints, keep=0.92)
-    bake = clouds(rng, size, rng.uniform(2, 4))
-    crumb = spectral(rng, size, slope=rng.uniform(0.5, 1.1))
-    image = colours.base * (1 + rng.uniform(0.03, 0.12) * bake + rng.uniform(0.03, 0.11) * crumb)
-    if chance(rng, 0.5):
-        net = np.abs(clouds(rng, size, rng.uniform(3, 8)) + 0.25 * crumb)
-        image = image * (1 - rng.uniform(0.1, 0.4) * np.exp(-((net / rng.uniform(0.03, 0.1)) ** 2)))
-    if chance(rng, 0.65):
-        centre = rng.uniform(6, 16)
-        bits = spectral(rng, size, band=(centre, centre * 0.35))
-        solid = step(rng.uniform(1.2, 2.1) - bits, rng.uniform(0.2, 0.5))
-        tone = (0.2, 0.11, 0.07) if chance(rng, 0.7) else (0.93, 0.86, 0.72)
-        image = mix(image, colour_array(tone) * (1 + 0.25 * relief(bits, 0.8) / centre), solid * 0.9)
-    if chance(rng, 0.25):
-        sugar = np.clip(rng.standard_normal((size, size), dtype=np.float32) - 2.4, 0, 1)
-        image = image + rng.uniform(0.3, 0.7) * sugar
-    return Texture(image)
-
-
 def peel(rng: Rng, size: int) -> Texture:
     """Skin of fruit and vegetables: blended colours, specks, streaks, a sheen."""
     hints = ((0.8, 0.25, 0.15), (0.9, 0.6, 0.3), (0.55, 0.65, 0.25), (0.7, 0.52, 0.32), (0.95, 0.5, 0.12))
@@ -341,6 +319,6 @@ NATURAL: dict[str, Material] = {
     f.__name__: f
     for f in (
         plastic, paint, brushed, steel, cast, wood, leather, skin, tissue, stone, concrete, marble, asphalt,
-        carpet, paper, rubber, ceramic, foam, dough, peel, glass, road,
+        carpet, paper, rubber, ceramic, foam, peel, glass, road,
     )
 }  # fmt: skip
