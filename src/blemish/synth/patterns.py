@@ -220,8 +220,38 @@ def mesh(rng: Rng, size: int) -> Texture:
     return Texture(mix(under, fore, ink), under=under, fore=fore, ink=ink)
 
 
+def _glowing_cell(rng: Rng, size: int) -> Texture:
+    """A solar cell's own light: grey, dark bars across it, crystal grains or cut corners, dimmer towards the rim."""
+    y, x = grid(size)
+    u, v = (x - 0.5, y - 0.5) if chance(rng, 0.5) else (y - 0.5, x - 0.5)
+    image = rng.uniform(0.35, 0.8) * (1 + rng.uniform(0.01, 0.08) * clouds(rng, size, rng.uniform(2, 5)))
+    image = image * (1 - rng.uniform(0, 0.8) * (u * u + v * v))
+    if chance(rng, 0.55):
+        grains = clouds(rng, size, rng.uniform(5, 14)) + 0.7 * clouds(rng, size, rng.uniform(14, 40))
+        steps = np.round(grains * rng.uniform(0.6, 1.4)) / 2
+        image = image * (
+            1 + rng.uniform(0.03, 0.2) * np.sin(5 * steps) - rng.uniform(0, 0.25) * (steps > 1.0)
+        )
+    elif chance(rng, 0.6):
+        corner = np.abs(u) + np.abs(v) - rng.uniform(0.8, 0.95)
+        image = image * (1 - rng.uniform(0.5, 1.0) * step(-corner, 0.01))
+    lines = rng.integers(50, 110)
+    image = image * (1 - rng.uniform(0, 0.1) * (0.5 + 0.5 * np.cos(v * math.tau * lines)))
+    count = int(rng.integers(2, 6))
+    far = np.abs((u + 0.5) * count - np.floor((u + 0.5) * count) - 0.5) / count
+    half = rng.uniform(0.004, 0.02)
+    image = image * (1 + rng.uniform(0, 0.15) * np.exp(-far / 0.03))
+    image = mix(image, image * rng.uniform(0.05, 0.5), step(far - half, 0.006))
+    rim = np.maximum(np.abs(u), np.abs(v)) - rng.uniform(0.475, 0.52)
+    image = image * (1 - rng.uniform(0.4, 1.0) * step(-rim, 0.01))
+    grain = 1 + rng.uniform(0.01, 0.05) * spectral(rng, size, slope=0.4)
+    return Texture(np.repeat((image * grain)[None], 3, axis=0).astype(np.float32))
+
+
 def panel(rng: Rng, size: int) -> Texture:
-    """A solar-cell-like board: tinted plates, thin conductors, regular marks."""
+    """A solar-cell-like board: tinted plates, thin conductors, regular marks; or a cell that glows under current."""
+    if chance(rng, 0.35):
+        return _glowing_cell(rng, size)
     pitch = rng.uniform(0.25, 0.7)
     u, v = _frame(rng, size, straight=0.95)
     du, dv, _ = _cells(u, v, pitch, 0.0)

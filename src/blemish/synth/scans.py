@@ -74,6 +74,12 @@ def _head(rng: Rng, size: int, ct: bool) -> Texture:
     shell, thick = rng.uniform(0.008, 0.025), rng.uniform(0.012, 0.03) * (1.5 if ct else 1.0)
     tissue = brain + cortex * step(radius - 0.75 - 0.08 * folds, 0.05)
     tissue = tissue - rng.uniform(0.04, 0.14) * np.clip(folds, 0, 1) * step(0.6 - radius, 0.2)
+    if chance(rng, 0.3 if ct else 0.7):  # furrows between the folds, those of both halves alike but not equal
+        furrows = spectral(rng, size, band=(rng.uniform(12, 26), rng.uniform(4, 8)))
+        furrows = furrows + rng.uniform(0, 0.8) * furrows[:, ::-1]
+        lines = np.exp(-((furrows / rng.uniform(0.15, 0.4)) ** 2))
+        outer = step(rng.uniform(0.4, 0.75) - radius, 0.15)
+        tissue = tissue + fluid * rng.uniform(0.3, 1.0) * lines * outer
     au = np.abs(u + 0.006 * clouds(rng, size, 4))
     for _ in range(int(rng.integers(1, 4))):
         cu, cv = rng.uniform(0.02, 0.2) * a, rng.uniform(-0.45, 0.4) * a
