@@ -106,26 +106,22 @@ def export(
     expected = _expected(detector, few)
     program = trace(detector)
     with _workplace(out) as place:
-        exact = place / f"exact{out.suffix}" if int8 else place / out.name
+        final = place / out.name
+        exact = place / f"exact{out.suffix}" if int8 else final
         model = _write(program, exact, kind, meta, opset)
         del program
         engine = open_engine(exact, precision="fp32")
         found = parity.check(engine, few, expected, parity.TOLERANCE)
-        final = place / out.name
-        before: Answers | None = None
+        answers = parity.answers(engine, inputs if int8 else few)
+        del engine
+        quantised = None
         if int8:
-            before = parity.answers(engine, inputs)
-            ranges = None if data is None else inputs[:: max(1, len(inputs) // CALIBRATION_IMAGES)]
-            meta = dataclasses.replace(meta, precision="int8 weights" if ranges is None else "int8")
-            _quantise(exact, final, kind, model, ranges, meta)
-            del engine
-            engine = open_engine(final, precision="fp32")
+            before = answers
+            meta = dataclasses.replace(meta, precision="int8 weights" if data is None else "int8")
+            answers = _in_eight_bits(exact, final, kind, model, inputs, meta)
+            quantised = _compared(exact, before, answers, samples, meta.precision)
         del model
-        after = parity.answers(engine, inputs if int8 else few)
-        quantised = None if before is None else _compared(exact, before, after, samples, meta.precision)
-        outer = None
-        if preprocess:
-            outer = _add_preprocessing(final, kind, meta, samples.images, after)
+        outer = _add_preprocessing(final, kind, meta, samples.images, answers) if preprocess else None
         files = _move(final, out)
     return ExportReport(
         files=tuple(files),
@@ -137,7 +133,7 @@ def export(
         source=samples.source,
         map_difference=found.map,
         score_difference=found.score,
-        seconds=after.seconds,
+        seconds=answers.seconds,
         preprocess_difference=outer,
         quantised=quantised,
     )
@@ -213,14 +209,17 @@ def _save_openvino(model: Any, path: Path, properties: dict[str, str]) -> None:
     openvino.save_model(model, str(path), compress_to_fp16=False)
 
 
-def _quantise(
-    exact: Path, final: Path, kind: str, model: Any, inputs: Sequence[np.ndarray] | None, meta: ModelMeta
-) -> None:
+def _in_eight_bits(
+    exact: Path, final: Path, kind: str, model: Any, inputs: Sequence[np.ndarray], meta: ModelMeta
+) -> Answers:
+    """Write the model anew as `meta.precision` says; what it answers to all inputs. "int8" measures on some of them."""
+    measured = inputs[:: max(1, len(inputs) // CALIBRATION_IMAGES)] if meta.precision == "int8" else None
     if kind == "openvino":
-        small = quantise_openvino(model, inputs, meta.setup.image_size)
+        small = quantise_openvino(model, measured, meta.setup.image_size)
         _save_openvino(small, final, meta.to_properties())
     else:
-        quantise_onnx(exact, final, inputs, meta.setup.image_size, meta.to_properties())
+        quantise_onnx(exact, final, measured, meta.setup.image_size, meta.to_properties())
+    return parity.answers(open_engine(final, precision="fp32"), inputs)
 
 
 def _compared(exact: Path, before: Answers, after: Answers, samples: Samples, precision: str) -> Quantised:

@@ -39,45 +39,60 @@ def quantise_onnx(
     """
     onnx: Any = require("onnx")
     require("onnxruntime")
-    from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
     prepared = target.with_suffix(".prepared.onnx")
     external = len(model_files(source)) > 1
     logging.getLogger().addFilter(_no_remarks)
     try:
-        # Folds what is computed from weights alone, such as their transposition.
-        quant_pre_process(
-            str(source),
-            str(prepared),
-            skip_symbolic_shape=True,
-            skip_onnx_shape=True,
-            save_as_external_data=external,
-            all_tensors_to_one_file=True,
-            external_data_location=f"{prepared.name}.data",
-        )
+        _fold_constants(source, prepared, external)
         model = onnx.load(str(prepared))
         names = _layers(model, image_size)
         if inputs is None:
             _round_weights(onnx, model, set(names))
         else:
             del model
-            quantization.quantize_static(
-                str(prepared),
-                str(target),
-                _Reader(inputs),
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-                nodes_to_quantize=names,
-                per_channel=True,
-                use_external_data_format=external,
-            )
+            _quantise_activations(prepared, target, inputs, names, external)
             model = onnx.load(str(target))
         _save(onnx, model, target, properties)
     finally:
         logging.getLogger().removeFilter(_no_remarks)
         for file in model_files(prepared):
             file.unlink(missing_ok=True)
+
+
+def _fold_constants(source: Path, target: Path, external: bool) -> None:
+    """Write an ONNX model without what is computed from weights alone, such as their transposition.
+
+    external: the weights go into a file of their own.
+    """
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    quant_pre_process(
+        str(source),
+        str(target),
+        skip_symbolic_shape=True,
+        skip_onnx_shape=True,
+        save_as_external_data=external,
+        all_tensors_to_one_file=True,
+        external_data_location=f"{target.name}.data",
+    )
+
+
+def _quantise_activations(
+    source: Path, target: Path, inputs: Sequence[np.ndarray], names: list[str], external: bool
+) -> None:
+    """Write an ONNX model whose nodes `names` have 8-bit weights and activations, of the ranges that `inputs` show."""
+    from onnxruntime import quantization
+
+    quantization.quantize_static(
+        str(source),
+        str(target),
+        _Reader(inputs),
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        nodes_to_quantize=names,
+        per_channel=True,
+        use_external_data_format=external,
+    )
 
 
 def quantise_openvino(model: Any, inputs: Sequence[np.ndarray] | None, image_size: int) -> Any:
