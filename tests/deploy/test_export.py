@@ -18,6 +18,7 @@ from blemish.clip.model import CLIP
 from blemish.clip.tokenizer import Tokenizer
 from blemish.deploy import parity
 from blemish.deploy.export import export
+from blemish.deploy.export_graph import trace
 from blemish.deploy.parity import Difference
 from blemish.deploy.runtime import load_runtime
 from blemish.detector import Detector, Setup
@@ -98,6 +99,18 @@ def test_reasons_for_refusal(clip: CLIP, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="exists"):
         export(detector_of(clip, "clip"), tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("method", ["clip", "clip_ac"])
+def test_one_noun_for_any_number_of_images(clip: CLIP, method: str) -> None:
+    """As the embedded default calls all images."""
+    detector = detector_of(clip, method, noun="part")
+    graph = trace(detector).module()
+    for count in (1, 3):
+        pixels = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(count))
+        expected = detector._forward(pixels.numpy())
+        for found, other in zip(graph(pixels), expected, strict=False):
+            np.testing.assert_allclose(found.detach().numpy(), other, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..clip.model import CLIP
@@ -161,6 +162,8 @@ class CLIPAC(nn.Module):
 
 def named(noun: str, class_names: Sequence[str] | None, count: int) -> Sequence[str] | None:
     """Class names for `count` images: `noun` for each where there is one, else those given."""
+    if noun and torch.compiler.is_exporting():  # a graph for any number of images has one name for all
+        return [noun]
     return [noun] * count if noun else class_names
 
 
