@@ -10,7 +10,7 @@ from typing import BinaryIO
 import pytest
 
 from blemish.errors import OutputError
-from blemish.files import cannot_write, write_whole
+from blemish.files import cannot_write, public_backbone, write_whole
 
 
 def test_writes_bytes_and_streams_into_new_folders(tmp_path: Path) -> None:
@@ -23,6 +23,15 @@ def test_writes_bytes_and_streams_into_new_folders(tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.touch()
     assert path.stat().st_mode == plain.stat().st_mode
+
+
+def test_a_backbone_that_is_a_file_or_folder_is_shown_without_its_place(tmp_path: Path) -> None:
+    file, folder = tmp_path / "clip.safetensors", tmp_path / "weights"
+    file.touch()
+    folder.mkdir()
+    given = (str(file), str(folder), "ViT-L-14-336", "laion/some-clip")
+    shown = ["clip.safetensors", "weights", "ViT-L-14-336", "laion/some-clip"]
+    assert [public_backbone(name) for name in given] == shown
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_rest(tmp_path: Path) -> None:

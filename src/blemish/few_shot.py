@@ -19,7 +19,7 @@ from blemish.checkpoint import package_versions, read_fields
 from blemish.clip.layers import resolve_layers
 from blemish.data.find import find_images
 from blemish.errors import BadCheckpoint, BadImage, BadOption
-from blemish.files import printable_name, write_whole
+from blemish.files import printable_name, public_backbone, write_whole
 from blemish.types import Remembers
 
 if TYPE_CHECKING:
@@ -130,10 +130,9 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 def _meta(detector: Detector) -> MemoryMeta:
     setup, needs = detector.setup, dataclasses.asdict(detector.method.needs)
     needs["layers"] = resolve_layers(needs["layers"], detector.clip.config.vision.layers)
-    backbone = Path(setup.backbone).name if Path(setup.backbone).exists() else setup.backbone
     return MemoryMeta(
         method=setup.method,
-        backbone=backbone,
+        backbone=public_backbone(setup.backbone),
         backbone_fingerprint=setup.backbone_fingerprint,
         image_size=setup.image_size,
         tile=setup.tile,

@@ -21,6 +21,14 @@ def printable_name(path: str | Path) -> str:
     return re.sub("[\ud800-\udfff]", lambda m: f"%{ord(m[0]) & 0xFF:02X}", str(path))
 
 
+def public_backbone(backbone: str) -> str:
+    """The name of a backbone in what others may read: of a file or folder the last part alone.
+
+    A path may tell a user's name, and the fingerprint says more about the weights.
+    """
+    return Path(backbone).name if Path(backbone).exists() else backbone
+
+
 def cannot_write(path: Path, error: OSError) -> OutputError:
     """The OutputError for a failed write: file, cause, mend."""
     cause = (error.strerror or str(error) or type(error).__name__).lower()

@@ -26,7 +26,7 @@ from blemish.deploy.parity import Answers, Difference, Samples
 from blemish.deploy.quantise import quantise_onnx, quantise_openvino
 from blemish.detector import Detector, uses_class_names
 from blemish.errors import BadOption, OutputError
-from blemish.files import cannot_write, make_folder
+from blemish.files import cannot_write, make_folder, public_backbone
 from blemish.machine import package_versions
 
 CALIBRATION_IMAGES, COMPARED_IMAGES = 64, 200
@@ -159,11 +159,9 @@ def _check(out: Path, opset: int, overwrite: bool) -> str:
 
 def _meta(detector: Detector) -> ModelMeta:
     config, method, setup = detector.clip.config, detector.method, detector.setup
-    # A path may tell a user's name, and the fingerprint says more about the weights.
-    backbone = Path(setup.backbone).name if Path(setup.backbone).exists() else setup.backbone
     low, high = method.score_range
     return ModelMeta(
-        setup=dataclasses.replace(setup, backbone=backbone),
+        setup=dataclasses.replace(setup, backbone=public_backbone(setup.backbone)),
         mean=tuple(config.mean),
         std=tuple(config.std),
         map_range=detector.map_range,

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from blemish.files import public_backbone
+
 if TYPE_CHECKING:
     from blemish.predictor import Predictor, Setup
 
@@ -38,9 +40,7 @@ def describe_model(predictor: Predictor, checkpoint: Path | None) -> dict[str, A
     """
     setup = asdict(predictor.setup)
     about = {key: value for key, value in setup.items() if key not in LEFT_OUT}
-    if Path(setup["backbone"]).exists():
-        # A path may tell a user's name, and the fingerprint says more about the weights.
-        about["backbone"] = Path(setup["backbone"]).name
+    about["backbone"] = public_backbone(setup["backbone"])
     if predictor.precision in EXACT:
         about["runtime_sha256"] = ""
     weights = setup["checkpoint_sha256"] if checkpoint is None else weights_hash(checkpoint)

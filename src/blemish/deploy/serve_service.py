@@ -32,7 +32,7 @@ from blemish.deploy.serve_options import ServeOptions
 from blemish.deploy.serve_results import KeptFiles, answer_record, inspection, with_thresholds
 from blemish.deploy.serve_uploads import PredictRequest, Upload, parse_request
 from blemish.errors import BadImage, OutputError
-from blemish.files import make_folder
+from blemish.files import make_folder, public_backbone
 
 if TYPE_CHECKING:
     from blemish.predictor import Predictor, Prepared, Raw
@@ -90,8 +90,7 @@ class Service:
         setup, options = self.predictor.setup, self.options
         loaded = {
             **{key: getattr(setup, key) for key in ("method", "checkpoint", "image_size", "runtime")},
-            # A path may tell a user's name.
-            "backbone": Path(setup.backbone).name if Path(setup.backbone).exists() else setup.backbone,
+            "backbone": public_backbone(setup.backbone),
             "threshold": setup.threshold,
             "pixel_threshold": setup.pixel_threshold,
             "map_range": list(self.predictor.map_range),

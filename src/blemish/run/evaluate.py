@@ -17,7 +17,7 @@ from blemish.data.samples import spread
 from blemish.detector import Detector, uses_class_names
 from blemish.device import machine
 from blemish.errors import BadDataset, BadOption, OutputError, UnknownName
-from blemish.files import make_folder, printable_name
+from blemish.files import make_folder, printable_name, public_backbone
 from blemish.run.class_pass import ClassPass, Spread
 from blemish.run.evaluate_options import EvaluateOptions
 from blemish.run.normals import Normals, check_able, find_normals
@@ -192,7 +192,7 @@ def method_result(
     return MethodResult(
         label=label,
         method=setup.method,
-        backbone=_public_name(setup.backbone),
+        backbone=public_backbone(setup.backbone),
         backbone_fingerprint=setup.backbone_fingerprint,
         checkpoint=setup.checkpoint,
         checkpoint_sha256=setup.checkpoint_sha256,
@@ -285,7 +285,7 @@ def _settings(
     """Everything that a resumed run must have in common with its beginning."""
     methods = {
         label: asdict(detector.setup)
-        | {"precision": detector.precision, "backbone": _public_name(detector.setup.backbone)}
+        | {"precision": detector.precision, "backbone": public_backbone(detector.setup.backbone)}
         for label, detector in detectors.items()
     }
     own = {name: getattr(options, name) for name in EvaluateOptions.__dataclass_fields__}
@@ -300,11 +300,6 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """As it is read back from JSON."""
     found: dict[str, Any] = json.loads(json.dumps(values))
     return found
-
-
-def _public_name(backbone: str) -> str:
-    """A path may tell a user's name, and the fingerprint says more about the weights."""
-    return Path(backbone).name if Path(backbone).exists() else backbone
 
 
 def _digest(settings: Mapping[str, Any], names: Sequence[str]) -> str:

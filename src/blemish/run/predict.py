@@ -17,7 +17,7 @@ import numpy as np
 from blemish.config import SAVED_KINDS
 from blemish.data.images import ImageRef, decode_image, pixel_count
 from blemish.errors import BadImage, BadOption, OutputError, UnknownName
-from blemish.files import make_folder, write_whole
+from blemish.files import make_folder, public_backbone, write_whole
 from blemish.machine import package_versions
 from blemish.output.attention import attention_sheet
 from blemish.output.pictures import gallery_pair, overlay, png_bytes
@@ -355,9 +355,7 @@ def is_own_output(path: Path, out: Path) -> bool:
 def run_settings(detector: Predictor, save: Sequence[str]) -> dict[str, Any]:
     """Everything that a resumed run must have in common with its beginning."""
     settings = asdict(detector.setup) | {"precision": detector.precision, "save": sorted(save)}
-    if Path(detector.setup.backbone).exists():
-        # A path may tell a user's name, and the fingerprint says more about the weights.
-        settings["backbone"] = Path(detector.setup.backbone).name
+    settings["backbone"] = public_backbone(detector.setup.backbone)
     plain: dict[str, Any] = json.loads(json.dumps(settings))
     return plain
 

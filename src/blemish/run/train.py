@@ -22,6 +22,7 @@ from blemish.data.augment import AUGMENTATIONS
 from blemish.data.auxiliary import Auxiliary
 from blemish.device import resolve_device
 from blemish.errors import BadOption, BlemishError
+from blemish.files import public_backbone
 from blemish.methods import build, method_class
 from blemish.metrics import ClassMetrics, MetricOptions
 from blemish.run.batches import Batch, Batches
@@ -241,8 +242,7 @@ def _settings(recipe: Recipe, clip: CLIP, method: Method, gathered: Gathered) ->
         del settings[name]
     del settings["class_names"]  # a path; the words themselves are among the samples
     settings["init"] = start_digest(recipe.init)
-    if Path(recipe.backbone).exists():
-        settings["backbone"] = Path(recipe.backbone).name  # a path may tell a user's name
+    settings["backbone"] = public_backbone(recipe.backbone)
     plain: dict[str, Any] = json.loads(json.dumps(settings | {"backbone_fingerprint": clip.fingerprint}))
     return plain
 
