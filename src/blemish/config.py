@@ -23,17 +23,8 @@ _NONE = ("none", "null")
 
 
 @dataclass(frozen=True)
-class PredictOptions:
-    """The keys of `blemish predict`, on the command line and in a --config file; None: not given.
-
-    method, backbone, checkpoint, device, precision, image_size, threads, tile, overlap, score_rule, class_name,
-    threshold, pixel_threshold, normal, shots, runtime and compile are those of `blemish.load`; `seed` draws the shots.
-    class_names: a file of words for class names, see `read_class_names`. save_memory: the file that receives what
-    is remembered of `normal`. out: the folder that receives the results. save: pictures to write
-    besides the tables, of "overlay", "mask", "map", "attention". batch_size: images that go through the network
-    together. seed: of every random number. limit: how many images at most. engine: "local", or "ray" for workers
-    in processes of their own, so many as `workers` says, on the cluster at `address`.
-    """
+class LoadOptions:
+    """The arguments of `blemish.load` that commands have as options; None: not given."""
 
     method: str | None = None
     backbone: str | None = None
@@ -52,6 +43,22 @@ class PredictOptions:
     shots: int | None = None
     runtime: str | None = None
     compile: bool = False
+
+
+LOAD_KEYS = tuple(LoadOptions.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class PredictOptions(LoadOptions):
+    """The keys of `blemish predict`, on the command line and in a --config file; None: not given.
+
+    class_names: a file of words for class names, see `read_class_names`. save_memory: the file that receives what
+    is remembered of `normal`. out: the folder that receives the results. save: pictures to write
+    besides the tables, of "overlay", "mask", "map", "attention". batch_size: images that go through the network
+    together. seed: of every random number, also those that draw the shots. limit: how many images at most. engine:
+    "local", or "ray" for workers in processes of their own, so many as `workers` says, on the cluster at `address`.
+    """
+
     class_names: str | None = None
     save_memory: str | None = None
     out: str = "blemish-out"
@@ -80,9 +87,6 @@ class PredictOptions:
         """`save` as a tuple: "overlay,map" and ["overlay", "map"] are the same, "none" is nothing."""
         given = self.save.split(",") if isinstance(self.save, str) else self.save
         return tuple(dict.fromkeys(kind.strip() for kind in given if kind.strip() not in ("", "none")))
-
-
-LOAD_KEYS = tuple(f.name for f in dataclasses.fields(PredictOptions))[:17]
 
 
 def check_engine(engine: str, workers: int | None, address: str | None) -> None:

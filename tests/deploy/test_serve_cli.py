@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 
 import blemish
@@ -24,6 +25,7 @@ from blemish.cli import main
 from blemish.deploy.history import Filter, History, Inspection
 from blemish.deploy.history_databases import open_database
 from blemish.deploy.history_models import describe_model, fingerprint, weights_hash
+from blemish.predictor import Predictor
 from serving import form, png
 
 Make = Callable[..., Path]
@@ -103,6 +105,27 @@ def test_wrong_use(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         shown = capfd.readouterr()
         assert words in shown.err and shown.err.count("\n") <= 2 and shown.out == ""
         assert "hu%zzsh" not in shown.err
+
+
+def test_images_are_scored_by_the_rule_asked_for(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    served: list[Predictor] = []
+    monkeypatch.setattr(
+        "blemish.deploy.serve_run.run_service", lambda options, load, on_ready: served.append(load()[0])
+    )
+    rules = ("native", "max", "topk:7")
+    for rule in rules:
+        assert main(["serve", "--checkpoint", str(checkpoint), "--score-rule", rule]) == 0
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    scores = [predictor.predict(picture).score for predictor in served]
+    expected = [blemish.load(checkpoint=checkpoint, score_rule=rule).predict(picture).score for rule in rules]
+    assert scores == pytest.approx(expected, abs=1e-6) and len({f"{score:.4f}" for score in scores}) == 3
+    # the checkpoint's threshold holds for its own rule alone
+    assert [predictor.setup.threshold for predictor in served] == [0.5, None, None]
+    capfd.readouterr()
+    assert main(["serve", "--checkpoint", str(checkpoint), "--score-rule", "mean"]) == 2
+    assert "expected native, max, or topk:K" in capfd.readouterr().err
 
 
 def record(history: History, model: str, scores: dict[str, list[float]]) -> None:

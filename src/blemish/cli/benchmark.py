@@ -12,8 +12,10 @@ from blemish.cli.shared import (
     BatchSizeOption,
     DeviceOption,
     JsonOption,
+    OverwriteOption,
     PrecisionOption,
     QuietOption,
+    ResumeOption,
     ThreadsOption,
     VerboseOption,
     app,
@@ -50,8 +52,8 @@ def benchmark(
     allow_overlap: Annotated[
         bool, typer.Option("--allow-overlap", help="Go on where training set and target overlap.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in OUT.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in OUT.")] = False,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
     limit: Annotated[
         int | None, typer.Option("--limit", help="At most so many images of each class, for a trial.")
     ] = None,

@@ -1,6 +1,5 @@
 """`blemish calibrate`."""
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
@@ -12,21 +11,25 @@ from blemish.cli.shared import (
     BackboneOption,
     BatchSizeOption,
     CheckpointOption,
+    ClassNameOption,
     ConfigOption,
     DeviceOption,
     ImageSizeOption,
     JsonOption,
     MethodOption,
     OverlapOption,
+    OverwriteFileOption,
     PrecisionOption,
     QuietOption,
     ScoreRuleOption,
     SeedOption,
     SetOption,
+    SplitOption,
     ThreadsOption,
     TileOption,
     VerboseOption,
     app,
+    chosen_options,
     one_line,
     progress,
     say,
@@ -34,7 +37,6 @@ from blemish.cli.shared import (
     shown_errors,
     stop_on_kill,
 )
-from blemish.config import merge_options
 
 if TYPE_CHECKING:
     from blemish.calibrate import Rate
@@ -59,7 +61,7 @@ def calibrate(
         str | None,
         typer.Option("--dataset", help="Its name or layout, where the folder does not tell."),
     ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="test, train or all. [test]")] = None,
+    split: SplitOption = None,
     false_alarm_rate: Annotated[
         float | None,
         typer.Option(
@@ -82,7 +84,7 @@ def calibrate(
             "--out", "-o", metavar="FILE", help="Checkpoint to write. [the one given, when it is ours]"
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing FILE.")] = False,
+    overwrite: OverwriteFileOption = False,
     method: MethodOption = None,
     backbone: BackboneOption = None,
     checkpoint: CheckpointOption = None,
@@ -90,9 +92,7 @@ def calibrate(
     tile: TileOption = None,
     overlap: OverlapOption = None,
     score_rule: ScoreRuleOption = None,
-    class_name: Annotated[
-        str | None, typer.Option("--class-name", help="What the images show, for methods that use it.")
-    ] = None,
+    class_name: ClassNameOption = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
     batch_size: BatchSizeOption = None,
@@ -110,9 +110,7 @@ def calibrate(
     with shown_errors(verbose):
         from blemish.run.calibrate import CalibrateOptions, calibrate_checkpoint
 
-        names = {field.name for field in dataclasses.fields(CalibrateOptions)}
-        given = {key: value for key, value in arguments.items() if key in names}
-        options, own = merge_options(CalibrateOptions, "blemish calibrate", config, given, settings or [])
+        options, own = chosen_options(CalibrateOptions, "blemish calibrate", arguments)
         try:
             with stop_on_kill(), progress(quiet) as show:
                 if options.from_db is not None:

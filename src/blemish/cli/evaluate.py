@@ -20,23 +20,27 @@ from blemish.cli.shared import (
     ImageSizeOption,
     JsonOption,
     OverlapOption,
+    OverwriteOption,
     PrecisionOption,
     QuietOption,
+    ResumeOption,
     SeedOption,
     SetOption,
     ShotsOption,
+    SplitOption,
     ThreadsOption,
     TileOption,
     VerboseOption,
     WorkersOption,
     app,
+    chosen_options,
     progress,
     say,
     set_up_messages,
     shown_errors,
     stop_on_kill,
 )
-from blemish.config import merge_options, read_class_names
+from blemish.config import read_class_names
 from blemish.errors import BadOption
 
 if TYPE_CHECKING:
@@ -53,7 +57,7 @@ def evaluate(
     dataset: Annotated[
         str | None, typer.Option("--dataset", help="Its name or layout; default: recognised.")
     ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="test, train or all. [test]")] = None,
+    split: SplitOption = None,
     out: Annotated[
         str | None, typer.Option("--out", "-o", help="Folder for the results. [blemish-eval]")
     ] = None,
@@ -122,8 +126,8 @@ def evaluate(
             "--save", help="What to write besides the numbers, of maps,embeddings,memory; or none. [none]"
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in OUT.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in OUT.")] = False,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
     image_size: ImageSizeOption = None,
     tile: TileOption = None,
     overlap: OverlapOption = None,
@@ -142,15 +146,14 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> int:
     """Measure methods on a labelled dataset: per class and mean."""
-    given: dict[str, Any] = dict(locals())
+    arguments = dict(locals())
     set_up_messages(quiet, verbose)
     with shown_errors(verbose):
         from blemish.run.evaluate_options import EvaluateCommand
 
-        given = {key: value for key, value in given.items() if key in EvaluateCommand.__dataclass_fields__}
         if resolution is not None and resolution.isdecimal():
-            given["resolution"] = int(resolution)
-        options, own = merge_options(EvaluateCommand, "blemish evaluate", config, given, settings or [])
+            arguments["resolution"] = int(resolution)
+        options, own = chosen_options(EvaluateCommand, "blemish evaluate", arguments)
         return _evaluate(options, own, resume=resume, overwrite=overwrite, quiet=quiet, as_json=as_json)
 
 

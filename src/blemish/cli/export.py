@@ -1,6 +1,5 @@
 """`blemish export`."""
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,25 +11,29 @@ import blemish
 from blemish.cli.shared import (
     BackboneOption,
     CheckpointOption,
+    ClassNameOption,
     ConfigOption,
     ImageSizeOption,
     JsonOption,
     MethodOption,
     NormalOption,
     OverlapOption,
+    OverwriteFileOption,
+    PixelThresholdOption,
     QuietOption,
     SeedOption,
     SetOption,
     ShotsOption,
     ThreadsOption,
+    ThresholdOption,
     TileOption,
     VerboseOption,
     app,
+    chosen_options,
     say,
     set_up_messages,
     shown_errors,
 )
-from blemish.config import merge_options
 from blemish.deploy.export_options import ExportOptions
 
 if TYPE_CHECKING:
@@ -47,20 +50,13 @@ def export(
     backbone: BackboneOption = None,
     checkpoint: CheckpointOption = None,
     image_size: ImageSizeOption = None,
-    class_name: Annotated[
-        str | None, typer.Option("--class-name", help="What the images show, for methods that use it.")
-    ] = None,
+    class_name: ClassNameOption = None,
     normal: NormalOption = None,
     shots: ShotsOption = None,
     tile: TileOption = None,
     overlap: OverlapOption = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option("--threshold", help="Image score that counts as anomalous; default: the checkpoint's."),
-    ] = None,
-    pixel_threshold: Annotated[
-        float | None, typer.Option("--pixel-threshold", help="The same for map values.")
-    ] = None,
+    threshold: ThresholdOption = None,
+    pixel_threshold: PixelThresholdOption = None,
     int8: Annotated[
         bool | None, typer.Option("--int8", help="Eight-bit weights; activations too with --data.")
     ] = None,
@@ -73,7 +69,7 @@ def export(
         typer.Option("--preprocess", help="Take pixels of any size; resizing is done inside the model."),
     ] = None,
     opset: Annotated[int | None, typer.Option("--opset", help="ONNX operator set, 18 to 23. [18]")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing FILE.")] = False,
+    overwrite: OverwriteFileOption = False,
     threads: ThreadsOption = None,
     seed: SeedOption = None,
     settings: SetOption = None,
@@ -86,9 +82,7 @@ def export(
     arguments = dict(locals())
     set_up_messages(quiet, verbose)
     with shown_errors(verbose):
-        names = {field.name for field in dataclasses.fields(ExportOptions)}
-        given = {key: value for key, value in arguments.items() if key in names}
-        options, own = merge_options(ExportOptions, "blemish export", config, given, settings or [])
+        options, own = chosen_options(ExportOptions, "blemish export", arguments)
         from blemish.deploy.export import export as write
 
         detector = blemish.load(**options.loading, **own)

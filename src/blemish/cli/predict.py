@@ -1,7 +1,8 @@
 """`blemish predict`."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from blemish.cli.shared import (
     BackboneOption,
     BatchSizeOption,
     CheckpointOption,
+    ClassNameOption,
     ClassNamesOption,
     ConfigOption,
     DeviceOption,
@@ -23,18 +25,23 @@ from blemish.cli.shared import (
     MethodOption,
     NormalOption,
     OverlapOption,
+    OverwriteOption,
+    PixelThresholdOption,
     PrecisionOption,
     QuietOption,
+    ResumeOption,
     RuntimeOption,
     ScoreRuleOption,
     SeedOption,
     SetOption,
     ShotsOption,
     ThreadsOption,
+    ThresholdOption,
     TileOption,
     VerboseOption,
     WorkersOption,
     app,
+    chosen_options,
     progress,
     say,
     set_up_messages,
@@ -42,7 +49,7 @@ from blemish.cli.shared import (
     stop_on_kill,
     words_for_class,
 )
-from blemish.config import LOAD_KEYS, PredictOptions, merge_options
+from blemish.config import LOAD_KEYS, PredictOptions
 from blemish.errors import BadOption, OutputError
 
 if TYPE_CHECKING:
@@ -70,15 +77,13 @@ def predict(
         str | None,
         typer.Option("--save", help="What to write, of overlay,mask,map,attention; or none. [overlay]"),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in OUT.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in OUT.")] = False,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
     image_size: ImageSizeOption = None,
     tile: TileOption = None,
     overlap: OverlapOption = None,
     score_rule: ScoreRuleOption = None,
-    class_name: Annotated[
-        str | None, typer.Option("--class-name", help="What the images show, for methods that use it.")
-    ] = None,
+    class_name: ClassNameOption = None,
     class_names: ClassNamesOption = None,
     normal: NormalOption = None,
     shots: ShotsOption = None,
@@ -88,13 +93,8 @@ def predict(
             "--save-memory", metavar="FILE", help="Keep what is remembered of --normal, for another --normal."
         ),
     ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option("--threshold", help="Image score that counts as anomalous; default: the checkpoint's."),
-    ] = None,
-    pixel_threshold: Annotated[
-        float | None, typer.Option("--pixel-threshold", help="The same for map values.")
-    ] = None,
+    threshold: ThresholdOption = None,
+    pixel_threshold: PixelThresholdOption = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Only the first so many images.")] = None,
     device: DeviceOption = None,
     precision: PrecisionOption = None,
@@ -117,34 +117,52 @@ def predict(
     json_lines: JsonOption = False,
 ) -> int:
     """Score images and write tables, heat maps and a gallery."""
-    given = {key: value for key, value in locals().items() if key in PredictOptions.__dataclass_fields__}
+    arguments = dict(locals())
     set_up_messages(quiet, verbose)
     with shown_errors(verbose):
-        options, own = merge_options(PredictOptions, "blemish predict", config, given, settings or [])
-        return _predict(
-            inputs, options, own, resume=resume, overwrite=overwrite, quiet=quiet, stream=json_lines
-        )
+        options, own = chosen_options(PredictOptions, "blemish predict", arguments)
+        again = {"resume": resume, "overwrite": overwrite}
+        return _predict(inputs, options, own, again, quiet=quiet, stream=json_lines)
 
 
 def _predict(
     inputs: Sequence[str],
     options: PredictOptions,
     own: Mapping[str, Any],
+    again: Mapping[str, bool],
     *,
-    resume: bool,
-    overwrite: bool,
     quiet: bool,
     stream: bool,
 ) -> int:
-    if options.engine == "ray":
-        return _predict_at_scale(
-            inputs, options, own, resume=resume, overwrite=overwrite, quiet=quiet, stream=stream
-        )
+    """Run it and summarise. again: `resume` and `overwrite`. stream: records on standard output."""
+    begin = _at_scale if options.engine == "ray" else _here
+    run = begin(inputs, options, own, again)
+    try:
+        with stop_on_kill(), progress(quiet) as show:
+            summary = run(
+                save=options.kinds,
+                batch_size=options.batch_size,
+                **again,
+                on_record=_record_line if stream else None,
+                on_progress=show,
+            )
+    except KeyboardInterrupt:
+        say(f"interrupted; what is done is in {options.out}, the same command with --resume goes on")
+        return EXIT_INTERRUPTED
+    if not quiet:
+        _summarise(summary, options)
+    return summary.exit_code
+
+
+def _here(
+    inputs: Sequence[str], options: PredictOptions, own: Mapping[str, Any], again: Mapping[str, bool]
+) -> "Callable[..., RunSummary]":
+    """The run in this process, with the images found and the detector loaded."""
     from blemish.data.images import find_images
     from blemish.run.predict import check_output, predict_folder
 
     out = Path(options.out)
-    check_output(out, resume=resume, overwrite=overwrite)
+    check_output(out, **again)
     if options.runtime is None:
         import torch
 
@@ -158,66 +176,25 @@ def _predict(
     detector = blemish.load(**loading)
     if options.save_memory is not None:
         detector.save_memory(Path(options.save_memory).expanduser())
-    try:
-        with stop_on_kill(), progress(quiet) as show:
-            summary = predict_folder(
-                detector,
-                refs,
-                out,
-                save=options.kinds,
-                batch_size=options.batch_size,
-                resume=resume,
-                overwrite=overwrite,
-                about={"seed": options.seed, "limit": options.limit},
-                on_record=_record_line if stream else None,
-                on_progress=show,
-            )
-    except KeyboardInterrupt:
-        say(f"interrupted; what is done is in {out}, the same command with --resume goes on")
-        return EXIT_INTERRUPTED
-    if not quiet:
-        _summarise(summary, f"gallery: {summary.gallery}")
-    return summary.exit_code
+    about = {"seed": options.seed, "limit": options.limit}
+    return partial(predict_folder, detector, refs, out, about=about)
 
 
-def _predict_at_scale(
-    inputs: Sequence[str],
-    options: PredictOptions,
-    own: Mapping[str, Any],
-    *,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
-    stream: bool,
-) -> int:
+def _at_scale(
+    inputs: Sequence[str], options: PredictOptions, own: Mapping[str, Any], again: Mapping[str, bool]
+) -> "Callable[..., RunSummary]":
+    """The run on the workers of --engine ray."""
     from blemish.run.scale import Crew, predict_at_scale
 
     if options.save_memory is not None:
         raise BadOption(
             "--save-memory is not for --engine ray; make the memory without it, then pass it as --normal"
         )
-    try:
-        with stop_on_kill(), progress(quiet) as show:
-            summary = predict_at_scale(
-                inputs,
-                options.out,
-                _loading(options, own),
-                Crew(options.workers, options.address),
-                save=options.kinds,
-                batch_size=options.batch_size,
-                seed=options.seed,
-                limit=options.limit,
-                resume=resume,
-                overwrite=overwrite,
-                on_record=_record_line if stream else None,
-                on_progress=show,
-            )
-    except KeyboardInterrupt:
-        say(f"interrupted; what is done is in {options.out}, the same command with --resume goes on")
-        return EXIT_INTERRUPTED
-    if not quiet:
-        _summarise(summary, f"results: {options.out.rstrip('/')}/results")
-    return summary.exit_code
+    crew = Crew(options.workers, options.address)
+    loading = _loading(options, own)
+    return partial(
+        predict_at_scale, inputs, options.out, loading, crew, seed=options.seed, limit=options.limit
+    )
 
 
 def _loading(options: PredictOptions, own: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,7 +215,7 @@ def _record_line(record: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _summarise(summary: "RunSummary", where: str) -> None:
+def _summarise(summary: "RunSummary", options: PredictOptions) -> None:
     parts = [f"{summary.done} of {summary.total} images done"]
     if summary.skipped:
         parts.append(f"{summary.skipped} of them earlier")
@@ -247,4 +224,8 @@ def _summarise(summary: "RunSummary", where: str) -> None:
     if summary.failed:
         parts.append(f"{summary.failed} failed")
     say(f"{', '.join(parts)}; {summary.seconds:.1f} s")
-    say(where)
+    say(
+        f"results: {options.out.rstrip('/')}/results"
+        if options.engine == "ray"
+        else f"gallery: {summary.gallery}"
+    )

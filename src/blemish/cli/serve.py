@@ -14,6 +14,7 @@ from blemish.cli.shared import (
     BackboneOption,
     BatchSizeOption,
     CheckpointOption,
+    ClassNameOption,
     ClassNamesOption,
     ConfigOption,
     DeviceOption,
@@ -22,23 +23,27 @@ from blemish.cli.shared import (
     MethodOption,
     NormalOption,
     OverlapOption,
+    PixelThresholdOption,
     PrecisionOption,
     QuietOption,
     RuntimeOption,
+    ScoreRuleOption,
     SeedOption,
     SetOption,
     ShotsOption,
     ThreadsOption,
+    ThresholdOption,
     TileOption,
     VerboseOption,
     app,
+    chosen_options,
     say,
     set_up_messages,
     shown_errors,
     stop_on_kill,
     words_for_class,
 )
-from blemish.config import merge_options
+from blemish.config import LOAD_KEYS
 
 if TYPE_CHECKING:
     from blemish.predictor import Predictor
@@ -77,19 +82,13 @@ def serve(
     image_size: ImageSizeOption = None,
     tile: TileOption = None,
     overlap: OverlapOption = None,
-    class_name: Annotated[
-        str | None, typer.Option("--class-name", help="What the images show, for methods that use it.")
-    ] = None,
+    score_rule: ScoreRuleOption = None,
+    class_name: ClassNameOption = None,
     class_names: ClassNamesOption = None,
     normal: NormalOption = None,
     shots: ShotsOption = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option("--threshold", help="Image score that counts as anomalous; default: the checkpoint's."),
-    ] = None,
-    pixel_threshold: Annotated[
-        float | None, typer.Option("--pixel-threshold", help="The same for map values.")
-    ] = None,
+    threshold: ThresholdOption = None,
+    pixel_threshold: PixelThresholdOption = None,
     max_bytes: Annotated[
         int | None, typer.Option("--max-bytes", help="Of a request's body. [64000000]")
     ] = None,
@@ -127,12 +126,11 @@ def serve(
     with shown_errors(verbose):
         from blemish.deploy.history_models import checkpoint_file
         from blemish.deploy.serve_log import log_as_json
-        from blemish.deploy.serve_options import LOAD_KEYS, ServeOptions
+        from blemish.deploy.serve_options import ServeOptions
         from blemish.deploy.serve_run import run_service
 
         log_as_json(quiet, verbose)
-        given = {key: value for key, value in arguments.items() if key in ServeOptions.__dataclass_fields__}
-        options, own = merge_options(ServeOptions, "blemish serve", config, given, settings or [])
+        options, own = chosen_options(ServeOptions, "blemish serve", arguments)
         words = words_for_class(options.class_name, options.class_names)
         loading = {key: getattr(options, key) for key in LOAD_KEYS} | {"class_name": words}
 

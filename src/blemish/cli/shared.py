@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 import blemish
-from blemish.config import read_class_names
+from blemish.config import merge_options, read_class_names
 from blemish.errors import BadOption, BlemishError, UnknownName
 
+T = TypeVar("T")
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_NOTHING_DONE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
@@ -114,6 +116,20 @@ AddressOption = Annotated[
         "--address", metavar="HOST:PORT", help="A running Ray cluster, or auto; default: start one here."
     ),
 ]
+SplitOption = Annotated[str | None, typer.Option("--split", help="test, train or all. [test]")]
+ClassNameOption = Annotated[
+    str | None, typer.Option("--class-name", help="What the images show, for methods that use it.")
+]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option("--threshold", help="Image score that counts as anomalous; default: the checkpoint's."),
+]
+PixelThresholdOption = Annotated[
+    float | None, typer.Option("--pixel-threshold", help="The same for map values.")
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in OUT.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in OUT.")]
+OverwriteFileOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing FILE.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors on standard error.")]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="More messages, and tracebacks of errors.")
@@ -214,6 +230,13 @@ def shown_errors(verbose: bool) -> Iterator[None]:
             f"internal error: {type(error).__name__}: {first}\nrun it again with --verbose for the traceback",
             verbose,
         )
+
+
+def chosen_options(kind: type[T], owner: str, arguments: Mapping[str, Any]) -> tuple[T, dict[str, Any]]:
+    """What `merge_options` makes of all arguments of a verb; those that are no options of `kind` are left out."""
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    given = {key: value for key, value in arguments.items() if key in names}
+    return merge_options(kind, owner, arguments["config"], given, arguments.get("settings") or [])
 
 
 def words_for_class(class_name: str | None, class_names: str | None) -> str | None:

@@ -1,7 +1,6 @@
 """`blemish train`."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import sys
@@ -21,15 +20,16 @@ from blemish.cli.shared import (
     JsonOption,
     QuietOption,
     SetOption,
+    SplitOption,
     ThreadsOption,
     VerboseOption,
     app,
+    chosen_options,
     say,
     set_up_messages,
     shown_errors,
     stop_on_kill,
 )
-from blemish.config import merge_options
 
 if TYPE_CHECKING:
     from blemish.run.train import TrainSummary
@@ -48,7 +48,7 @@ def train(
         list[str] | None,
         typer.Option("--dataset", help="Its name or layout, where the folder does not tell; one per --data."),
     ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="test, train or all. [test]")] = None,
+    split: SplitOption = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help="Folder of the run. [blemish-train]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in RUN.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in RUN.")] = False,
@@ -130,13 +130,13 @@ def train(
         from blemish.run.recipe import TrainOptions
         from blemish.run.train import train as run
 
-        names = {field.name for field in dataclasses.fields(TrainOptions)}
-        given = {key: value for key, value in arguments.items() if key in names}
         if validate_classes is not None:
-            given["validate_classes"] = [name.strip() for name in validate_classes.split(",") if name.strip()]
+            arguments["validate_classes"] = [
+                name.strip() for name in validate_classes.split(",") if name.strip()
+            ]
         if cache is not None and cache.isdecimal():
-            given["cache"] = int(cache)
-        options, own = merge_options(TrainOptions, "blemish train", config, given, settings or [])
+            arguments["cache"] = int(cache)
+        options, own = chosen_options(TrainOptions, "blemish train", arguments)
         try:
             with stop_on_kill(), _progress(quiet) as show:
                 summary = run(options, own, resume=resume, overwrite=overwrite, show=show)

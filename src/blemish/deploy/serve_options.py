@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import ipaddress
 import math
 import socket
 from dataclasses import dataclass
 
+from blemish.config import LoadOptions
 from blemish.errors import BadOption
 
 COUNTS = ("max_bytes", "max_pixels", "max_images", "queue", "batch_size")
 
 
 @dataclass(frozen=True)
-class ServeOptions:
+class ServeOptions(LoadOptions):
     """The keys of `blemish serve`, on the command line and in a --config file; None: not given.
 
-    The first sixteen are those of `blemish.load`, `seed` draws the shots; class_names: a file of words for class
-    names. host, port: where to listen; port 0 takes a free one. token: what clients must send; no_auth: listen beyond
-    this machine without one. db: file or postgresql:// URL of the history; keep: folder of images and maps. max_bytes,
-    max_pixels, max_images: of one request. queue: images accepted and not yet answered, at most. batch_size: images
-    that go through the network together; batch_wait_ms: how long an unfull batch waits for more. timeout: seconds in
-    which a request's body must have come, and again in which it must have been scored.
+    class_names: a file of words for class names. seed: draws the shots. host, port: where to listen; port 0 takes a
+    free one. token: what clients must send; no_auth: listen beyond this machine without one. db: file or postgresql://
+    URL of the history; keep: folder of images and maps. max_bytes, max_pixels, max_images: of one request. queue:
+    images accepted and not yet answered, at most. batch_size: images that go through the network together;
+    batch_wait_ms: how long an unfull batch waits for more. timeout: seconds in which a request's body must have come,
+    and again in which it must have been scored.
     """
 
-    method: str | None = None
-    backbone: str | None = None
-    checkpoint: str | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    image_size: int | None = None
-    threads: int | None = None
-    tile: int | str | None = None
-    overlap: float | None = None
-    class_name: str | None = None
-    threshold: float | None = None
-    pixel_threshold: float | None = None
-    normal: str | None = None
-    shots: int | None = None
-    runtime: str | None = None
-    compile: bool = False
     class_names: str | None = None
     seed: int = 0
     host: str = "127.0.0.1"
@@ -91,9 +75,6 @@ class ServeOptions:
     def is_local(self) -> bool:
         """Whether only programs of this machine can connect."""
         return is_loopback(self.host)
-
-
-LOAD_KEYS = tuple(f.name for f in dataclasses.fields(ServeOptions))[:16]
 
 
 def is_loopback(host: str) -> bool:
