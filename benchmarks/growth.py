@@ -12,7 +12,6 @@ growth.json, growth.md (the tables) and one SVG a question; rows that growth.jso
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -22,13 +21,15 @@ from typing import Any
 import numpy as np
 
 from timing import (
+    BLOCKS,
     TYPES,
     Results,
     alternating,
     conditions,
+    did_job,
     heading,
     in_own_process,
-    options,
+    model_options,
     random_clip,
     run_and_watch,
     spread,
@@ -148,7 +149,7 @@ def measure(results: Results, given: argparse.Namespace) -> dict[str, dict[str, 
             values = given.sizes if question == "size" else given.batches
             for backbone in given.backbones:
                 precision = "fp32" if backbone == "tiny" else given.precision
-                cut = "" if backbone == "tiny" or given.blocks == 24 else f" of {given.blocks} blocks"
+                cut = "" if backbone == "tiny" or given.blocks == BLOCKS else f" of {given.blocks} blocks"
                 line = f"{backbone}{cut} {precision}"
                 rows = lines.setdefault(line, [])
                 fixed = 320 if backbone == "tiny" else 518
@@ -207,7 +208,7 @@ def write(out: Path, found: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
 
 def main() -> None:
     """Measure, then write tables and pictures."""
-    parser = options(__doc__)
+    parser = model_options(__doc__)
     parser.add_argument("-o", "--out", type=Path, default=Path("bench-out"))
     parser.add_argument("--only", nargs="+", choices=QUESTIONS, default=list(QUESTIONS))
     parser.add_argument("--backbones", nargs="+", default=["tiny", "ViT-L-14-336"])
@@ -216,12 +217,8 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
     parser.add_argument("--images", nargs="+", type=int, default=list(IMAGES))
     parser.add_argument("--classes", nargs="+", type=int, default=list(CLASSES))
-    parser.add_argument("--blocks", type=int, default=24, help="of ViT-L-14-336; 4 try the script quickly")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.job:
-        job = json.loads(given.job)
-        print(json.dumps(many_classes(job) if job["question"] == "classes" else one_network(job)))
+    if did_job(given, lambda job: many_classes(job) if job["question"] == "classes" else one_network(job)):
         return
     heading(given.threads)
     given.out.mkdir(parents=True, exist_ok=True)

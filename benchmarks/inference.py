@@ -14,7 +14,6 @@ difference of scores and smallest correlation of maps. With `--json`, what the f
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from typing import Any
 
@@ -31,13 +30,15 @@ from blemish.device import peak_memory_mib
 from blemish.methods import build
 from blemish.types import FeatureSpec
 from timing import (
+    BLOCKS,
     TYPES,
     Results,
     alternating,
     conditions,
+    did_job,
     heading,
     in_own_process,
-    options,
+    model_options,
     random_clip,
     spread,
 )
@@ -151,29 +152,25 @@ def compare(job: dict[str, Any]) -> dict[str, Any]:
 
 def arguments() -> argparse.Namespace:
     """The options."""
-    parser = options(__doc__)
+    parser = model_options(__doc__)
     parser.add_argument("--methods", nargs="+", choices=PAPERS, default=list(PAPERS))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--precisions", nargs="+", choices=list(TYPES), default=list(TYPES))
     parser.add_argument("--size", type=int, default=518)
-    parser.add_argument("--blocks", type=int, default=24, help="4 or 8 try the script quickly")
     parser.add_argument("--images", type=int, default=4, help="pictures of the comparison; 0 leaves it out")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
     """Print one line per row."""
     given = arguments()
-    if given.job:
-        job = json.loads(given.job)
-        print(json.dumps(compare(job) if "images" in job else measure(job)))
+    if did_job(given, lambda job: compare(job) if "images" in job else measure(job)):
         return
     heading(given.threads)
     results = Results(given.json)
     common = {"size": given.size, "threads": given.threads, "blocks": given.blocks}
     where = f"{given.size} px, {given.threads} threads"
-    if given.blocks != 24:
+    if given.blocks != BLOCKS:
         where += f", {given.blocks} blocks only"
     for method in given.methods:
         for batch in given.batches:

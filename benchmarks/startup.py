@@ -10,20 +10,20 @@ file's mapped pages count). The file was just written, so it comes from the syst
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from timing import (
+    BLOCKS,
     TYPES,
     Results,
     conditions,
+    did_job,
     heading,
     in_own_process,
-    options,
+    model_options,
     random_clip,
     run_and_watch,
     spread,
@@ -47,8 +47,8 @@ def write_picture(path: Path) -> None:
     Image.fromarray(drawn_samples(1).images[0]).save(path)
 
 
-def write_model(folder: str, method: str, stored: str, blocks: int) -> None:
-    """clip.safetensors in the precision `stored`, and checkpoint.safetensors of fresh learned parts.
+def write_model(folder: str, method: str, stored: str, blocks: int) -> dict[str, Any]:
+    """clip.safetensors in the precision `stored`, and checkpoint.safetensors of fresh learned parts; nothing to report.
 
     In a process of its own: Linux counts the memory of a program's parent, before it starts, as its own.
     """
@@ -66,6 +66,7 @@ def write_model(folder: str, method: str, stored: str, blocks: int) -> None:
     clip = load_clip(place / "clip.safetensors")
     setup = Setup(method, "ViT-L-14-336", 518, backbone_fingerprint=clip.fingerprint)
     Detector(clip, build(method, clip).eval(), setup).save(place / "checkpoint.safetensors")
+    return {}
 
 
 def watch(command: list[str], repeats: int, until_line: bool = False) -> dict[str, Any]:
@@ -78,17 +79,13 @@ def watch(command: list[str], repeats: int, until_line: bool = False) -> dict[st
 
 def main() -> None:
     """Print one line per program."""
-    parser = options(__doc__, threads=None)
+    parser = model_options(__doc__, threads=None)
     parser.add_argument("--only", nargs="+", choices=("tiny", "ViT-L-14-336"), metavar="BACKBONE")
     parser.add_argument("--precisions", nargs="+", choices=list(TYPES), default=["bf16", "fp32"])
     parser.add_argument("--stored", choices=("fp16", "fp32", "bf16"), default="fp16", help="the file's own")
     parser.add_argument("--method", default="anomaly_clip")
-    parser.add_argument("--blocks", type=int, default=24, help="4 or 8 try the script quickly")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.job:
-        write_model(**json.loads(given.job))
-        print("{}")
+    if did_job(given, lambda job: write_model(**job)):
         return
     heading(None)
     results = Results(given.json)
@@ -114,7 +111,7 @@ def main() -> None:
             in_own_process(__file__, {"folder": place, **job})
             model = [str(folder / name) for name in ("clip.safetensors", "checkpoint.safetensors")]
             predict += ["--backbone", model[0], "--checkpoint", model[1], "--batch-size", "1", "--json"]
-            shape = "ViT-L-14-336" if given.blocks == 24 else f"{given.blocks} blocks of ViT-L-14-336"
+            shape = "ViT-L-14-336" if given.blocks == BLOCKS else f"{given.blocks} blocks of ViT-L-14-336"
             for precision in given.precisions:
                 results.get(
                     f"predict one.png, {shape}, {given.method}, {given.stored} file in {precision}",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from blemish.clip.model import CLIP
 
 TYPES = {"fp32": "float32", "bf16": "bfloat16"}
+BLOCKS = 24  # of ViT-L-14-336
 
 
 def options(about: str | None, threads: int | None = 2) -> argparse.ArgumentParser:
@@ -34,6 +35,24 @@ def options(about: str | None, threads: int | None = 2) -> argparse.ArgumentPars
     if threads is not None:
         parser.add_argument("--threads", type=int, default=threads)
     return parser
+
+
+def model_options(about: str | None, threads: int | None = 2) -> argparse.ArgumentParser:
+    """`options`, and what scripts take that measure `random_clip` in processes of their own."""
+    parser = options(about, threads)
+    parser.add_argument(
+        "--blocks", type=int, default=BLOCKS, help="of ViT-L-14-336; 4 or 8 try the script quickly"
+    )
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    return parser
+
+
+def did_job(given: argparse.Namespace, run: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
+    """Whether this process was started by `in_own_process`: then it prints what `run` returns for its job."""
+    if given.job is None:
+        return False
+    print(json.dumps(run(json.loads(given.job))))
+    return True
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -163,7 +182,7 @@ def run_and_watch(
     return found | {"peak_mib": usage.ru_maxrss / unit}
 
 
-def random_clip(dtype: torch.dtype, blocks: int = 24) -> CLIP:
+def random_clip(dtype: torch.dtype, blocks: int = BLOCKS) -> CLIP:
     """The papers' ViT-L-14-336 with random weights made in `dtype`, so that no other copy counts as memory.
 
     blocks: of the image tower, and at most that many of the text tower; fewer only try a script quickly.
