@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from blemish.errors import BadCheckpoint, BadOption, UnknownName
 from blemish.files import file_hash
-from blemish.predictor import Predictor, Setup, tile_side
+from blemish.predictor import Predictor, Setup
 from blemish.types import Method
 
 if TYPE_CHECKING:
@@ -119,7 +119,6 @@ def load(
     import torch
 
     from blemish import few_shot
-    from blemish.checkpoint import CheckpointMeta
     from blemish.detector import Detector
     from blemish.device import resolve_device
 
@@ -137,26 +136,15 @@ def load(
     base = backbone or (source.backbone if source else DEFAULT_BACKBONE)
     clip = (backbones or Backbones()).get(base, place, precision)
     built, used = _build(name, base, clip, source, own)
-    meta = source.meta if source else CheckpointMeta(name)
-    size = meta.image_size if image_size is None else image_size
-    if score_rule not in (None, meta.score_rule):
-        meta = replace(meta, score_rule=score_rule, image_threshold=None)
-    setup = Setup(
-        method=name,
-        backbone=base,
-        image_size=default_image_size(clip.config) if size is None else size,
-        options=used,
-        checkpoint=source.path.name if source else "",
-        checkpoint_sha256=file_hash(source.path) if source else "",
-        backbone_fingerprint=clip.fingerprint,
-        auxiliary=meta.auxiliary,
-        threshold=meta.image_threshold if threshold is None else threshold,
-        pixel_threshold=meta.pixel_threshold if pixel_threshold is None else pixel_threshold,
-        tile=meta.tile if tile is None else tile_side(tile),
-        overlap=meta.overlap if overlap is None else overlap,
-        score_rule=meta.score_rule,
-        class_name=class_name,
+    setup = _saved_setup(name, base, clip, source).with_asked(
+        tile=tile,
+        overlap=overlap,
+        score_rule=score_rule,
+        threshold=threshold,
+        pixel_threshold=pixel_threshold,
     )
+    size = setup.image_size if image_size is None else image_size
+    setup = replace(setup, image_size=size, options=used, class_name=class_name)
     detector = Detector(clip, built, setup)
     if normal is not None:
         few_shot.fill(detector, normal, shots, normal_seed)
@@ -164,6 +152,27 @@ def load(
     if compile:
         detector.compile()
     return detector
+
+
+def _saved_setup(name: str, base: str, clip: CLIP, source: Source | None) -> Setup:
+    """How pictures are looked at where nothing else is asked for: as the checkpoint says, or by default."""
+    from blemish.checkpoint import CheckpointMeta
+
+    meta = source.meta if source else CheckpointMeta(name)
+    return Setup(
+        method=name,
+        backbone=base,
+        image_size=default_image_size(clip.config) if meta.image_size is None else meta.image_size,
+        checkpoint=source.path.name if source else "",
+        checkpoint_sha256=file_hash(source.path) if source else "",
+        backbone_fingerprint=clip.fingerprint,
+        auxiliary=meta.auxiliary,
+        threshold=meta.image_threshold,
+        pixel_threshold=meta.pixel_threshold,
+        tile=meta.tile,
+        overlap=meta.overlap,
+        score_rule=meta.score_rule,
+    )
 
 
 def _load_runtime(runtime: str | Path, given: Mapping[str, Any]) -> Predictor:

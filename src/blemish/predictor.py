@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,31 @@ class Setup:
     memory_sha256: str = ""
     runtime: str = "torch"
     runtime_sha256: str = ""
+
+    def with_asked(
+        self,
+        *,
+        tile: int | str | None = None,
+        overlap: float | None = None,
+        score_rule: str | None = None,
+        threshold: float | None = None,
+        pixel_threshold: float | None = None,
+    ) -> Setup:
+        """This with what a user asks for, None where nothing. A threshold holds for its own score_rule alone.
+
+        Raises BadOption for a tile that `tile_side` does not know.
+        """
+        changes: dict[str, Any] = {
+            "overlap": overlap,
+            "pixel_threshold": pixel_threshold,
+            "threshold": threshold,
+        }
+        changes = {name: value for name, value in changes.items() if value is not None}
+        if tile is not None:
+            changes["tile"] = tile_side(tile)
+        if score_rule not in (None, self.score_rule):
+            changes |= {"score_rule": score_rule, "threshold": threshold}
+        return replace(self, **changes)
 
 
 def tile_side(given: int | str) -> int | str | None:

@@ -185,11 +185,7 @@ class VisionTower(nn.Module):
         parallel = dict.fromkeys(key for request in requests for key in request.streams.values() if key)
         whole = [request.whole for request in requests]
         x, grid = self.embed(images, specs[0].position_resize)
-        # Norms see one token at a time, so windows of what has passed `ln_pre` are those of what has not, normed.
-        windows = {
-            k: window_class_tokens(x, grid, k, self.transformer.blocks, activation)
-            for k in dict.fromkeys(k for spec in specs for k in spec.windows)
-        }
+        windows = self._window_tokens(x, grid, specs, activation)
         count = x.shape[1]
         class_row = x[:, :1]
         streams: dict[Stream, Tensor] = {}
@@ -203,12 +199,7 @@ class VisionTower(nn.Module):
             x, class_row = self._block(block, x, streams, active, activation, rows)
             if adapters is not None and number in adapters:
                 x, class_row = adapters[number](x), adapters[number](class_row)
-            for request in requests:
-                for key in request.streams.values() if number in request.taps else ():
-                    place = key, number, request.spec.projected
-                    if place not in tapped:
-                        tokens = x if key is None else streams.get(key, x)
-                        tapped[place] = self._finish(tokens[:, :count], request.spec.projected)
+            self._tap(tapped, requests, number, x, streams, count)
         size = int(images.shape[-2]), int(images.shape[-1])
         return [
             ImageFeatures(
@@ -220,6 +211,37 @@ class VisionTower(nn.Module):
             )
             for request in requests
         ]
+
+    def _window_tokens(
+        self,
+        x: Tensor,
+        grid: tuple[int, int],
+        specs: Sequence[FeatureSpec],
+        activation: Callable[[Tensor], Tensor],
+    ) -> dict[int, Tensor]:
+        """Side of a window, in patches -> class tokens of the windows; of every side that is asked for."""
+        # Norms see one token at a time, so windows of what has passed `ln_pre` are those of what has not, normed.
+        return {
+            k: window_class_tokens(x, grid, k, self.transformer.blocks, activation)
+            for k in dict.fromkeys(k for spec in specs for k in spec.windows)
+        }
+
+    def _tap(
+        self,
+        tapped: Tapped,
+        requests: Sequence[Request],
+        number: int,
+        x: Tensor,
+        streams: Mapping[Stream, Tensor],
+        count: int,
+    ) -> None:
+        """Keep what the requests want of the block `number`: the first `count` tokens, those before visual prompts."""
+        for request in requests:
+            for key in request.streams.values() if number in request.taps else ():
+                place = key, number, request.spec.projected
+                if place not in tapped:
+                    tokens = x if key is None else streams.get(key, x)
+                    tapped[place] = self._finish(tokens[:, :count], request.spec.projected)
 
     def _class_feature(self, tokens: Tensor, spec: FeatureSpec) -> Tensor:
         out: Tensor = (self.ln_post(tokens) if spec.class_ln_post else tokens) @ self.proj

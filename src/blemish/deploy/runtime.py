@@ -12,7 +12,7 @@ from blemish.data.transforms import preprocess
 from blemish.deploy.engines import Engine, model_hash, open_engine
 from blemish.errors import BadOption
 from blemish.machine import REPORTED_FLAGS, cpu_flags, cpu_name, system_name
-from blemish.predictor import Outputs, Predictor, Setup, tile_side
+from blemish.predictor import Outputs, Predictor, Setup
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -93,14 +93,11 @@ def load_runtime(
         raise BadOption(f"unknown precision {precision!r}: choose from {', '.join(PRECISIONS)}")
     engine = open_engine(path, device, precision, threads)
     setup = replace(engine.meta.setup, runtime=engine.name, runtime_sha256=model_hash(path))
-    if tile is not None:
-        setup = replace(setup, tile=tile_side(tile))
-    if overlap is not None:
-        setup = replace(setup, overlap=overlap)
-    if score_rule not in (None, setup.score_rule):
-        setup = replace(setup, score_rule=score_rule, threshold=None)
-    if threshold is not None:
-        setup = replace(setup, threshold=threshold)
-    if pixel_threshold is not None:
-        setup = replace(setup, pixel_threshold=pixel_threshold)
+    setup = setup.with_asked(
+        tile=tile,
+        overlap=overlap,
+        score_rule=score_rule,
+        threshold=threshold,
+        pixel_threshold=pixel_threshold,
+    )
     return RuntimeDetector(engine, setup, threads)

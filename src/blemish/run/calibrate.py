@@ -18,7 +18,7 @@ from blemish.data.images import pixel_count
 from blemish.data.layouts import Dataset, open_dataset
 from blemish.data.samples import load_mask, load_pixels
 from blemish.data.transforms import SQUARES
-from blemish.detector import DECODERS, PIXELS_IN_FLIGHT, Detector, Prepared
+from blemish.detector import DECODERS, PIXELS_IN_FLIGHT, Detector, Prepared, Setup
 from blemish.errors import BadDataset, BadImage, BadOption, OutputError
 from blemish.files import make_folder, printable_name
 from blemish.loading import EMBEDDED, default_method, load
@@ -174,9 +174,8 @@ def calibrate(
     threshold, BadOption for impossible rates.
     """
     samples, notes = _labelled(dataset, false_alarm_rate)
-    normals_only = not any(sample.label for sample in samples)
     rate = false_alarm_rate
-    if rate is None and normals_only:
+    if rate is None and not any(sample.label for sample in samples):
         rate = DEFAULT_RATE
         notes.append(f"all images are normal, so the false-alarm rate is set, by default to {rate:g}")
     if rate is None and pixel_false_alarm_rate is not None:
@@ -196,19 +195,22 @@ def calibrate(
     thresholds = finder.best_f1() if rate is None else _at_rate(finder, rate, pixel_false_alarm_rate)
     if thresholds.image is None and thresholds.pixel is None:
         raise BadDataset(f"{dataset.name} determines no threshold: {'; '.join(thresholds.notes)}")
-    for name, new, old in (
-        ("image", thresholds.image, detector.setup.threshold),
-        ("pixel", thresholds.pixel, detector.setup.pixel_threshold),
-    ):
-        if new is None and old is not None:
-            notes.append(f"the {name} threshold stays as it was, {old:.6g}")
-    if rate is None and (alarms := thresholds.false_alarms) is not None and alarms.value > MANY:
-        notes.append(
-            "best F1 lets most normal images be called anomalous; --false-alarm-rate keeps that rare"
-        )
+    notes += _remarks(thresholds, detector.setup, of_best_f1=rate is None)
     return Calibration(
         thresholds, f"{dataset.name} ({dataset.split})", len(samples), tuple(failed), tuple(notes)
     )
+
+
+def _remarks(thresholds: Thresholds, before: Setup, of_best_f1: bool) -> Iterator[str]:
+    """What a user should know of new thresholds. before: of the detector as it was."""
+    for name, new, old in (
+        ("image", thresholds.image, before.threshold),
+        ("pixel", thresholds.pixel, before.pixel_threshold),
+    ):
+        if new is None and old is not None:
+            yield f"the {name} threshold stays as it was, {old:.6g}"
+    if of_best_f1 and (alarms := thresholds.false_alarms) is not None and alarms.value > MANY:
+        yield "best F1 lets most normal images be called anomalous; --false-alarm-rate keeps that rare"
 
 
 def _at_rate(finder: ThresholdFinder, rate: float, pixel_rate: float | None) -> Thresholds:

@@ -72,13 +72,7 @@ def evaluate(
         _check_same(out, settings)
     make_folder(out)
     _warn_without_class_names(detectors, words)
-    run = {
-        "versions": package_versions(),
-        **settings,
-        "batch_size": options.batch_size,
-        "machine": machine(next(iter(detectors.values())).device),
-        "started": started,
-    }
+    run = _run_info(detectors, settings, options.batch_size, started)
     write_json(out / RUN_FILE, run | {"status": "running"})
     counts = {name: count(samples) for name, samples in classes.items()}
     parts = _all_parts(pass_over, Parts(out / PARTS_FOLDER), classes, counts, settings, resume)
@@ -103,6 +97,19 @@ def evaluate(
     write_csv(out / CSV_FILE, evaluation)
     write_json(out / RUN_FILE, run | {"status": "done", "seconds": seconds})
     return evaluation
+
+
+def _run_info(
+    detectors: Mapping[str, Detector], settings: Mapping[str, Any], batch_size: int, started: str
+) -> dict[str, Any]:
+    """The start of run.json."""
+    return {
+        "versions": package_versions(),
+        **settings,
+        "batch_size": batch_size,
+        "machine": machine(next(iter(detectors.values())).device),
+        "started": started,
+    }
 
 
 def choose_samples(

@@ -73,10 +73,7 @@ def train(
     Raises BlemishError: wrong options, data that cannot be learned from, no room, or a loss that is not finite.
     """
     started = time.perf_counter()
-    for earlier, its_own in earlier_stages(options, own or {}):  # each is a run by itself
-        before = train(earlier, its_own, resume=resume, overwrite=overwrite, show=show)
-        options = replace(options, init=str(before.checkpoint))
-    options = with_stage_recipe(options, own or {})
+    options = _after_earlier_stages(options, own or {}, resume=resume, overwrite=overwrite, show=show)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = resolve_device(options.device)  # place 1 of 3: device
@@ -105,8 +102,7 @@ def train(
         for batch in batches.epoch(epoch, first=done % batches.per_epoch):
             torch.manual_seed(_step_seed(recipe.seed, done, processes.rank))
             factor = _rate_factor(recipe, method, done, steps, epoch)
-            for group, rate in zip(optimiser.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
+            _set_rates(optimiser, rates, factor)
             optimiser.zero_grad()
             terms = _backward(method, batch, autocast_type(recipe.precision))  # place 3 of 3: precision
             processes.add_gradients(method.parameters())
@@ -126,6 +122,16 @@ def train(
     seconds = log.end(started, thresholds)
     processes.wait()
     return TrainSummary(path, done, log.losses, thresholds, gathered.warnings, seconds)
+
+
+def _after_earlier_stages(
+    options: TrainOptions, own: Mapping[str, Any], *, resume: bool, overwrite: bool, show: Show | None
+) -> TrainOptions:
+    """The options of the last stage, begun with what the earlier ones learned; each of those is a run by itself."""
+    for earlier, its_own in earlier_stages(options, own):
+        before = train(earlier, its_own, resume=resume, overwrite=overwrite, show=show)
+        options = replace(options, init=str(before.checkpoint))
+    return with_stage_recipe(options, own)
 
 
 def loss_terms(method: nn.Module, batch: Batch, autocast: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -179,6 +185,12 @@ def _rate_factor(recipe: Recipe, method: Method, step: int, steps: int, epoch: i
     if recipe.schedule == "linear":
         return 1 - progress
     return (1 + math.cos(math.pi * progress)) / 2 if recipe.schedule == "cosine" else 1.0
+
+
+def _set_rates(optimiser: torch.optim.Optimizer, rates: Sequence[float], factor: float) -> None:
+    """Learning rates of the parameter groups: those they began with, times `factor`."""
+    for group, rate in zip(optimiser.param_groups, rates, strict=True):
+        group["lr"] = rate * factor
 
 
 def _optimiser(recipe: Recipe, method: Method) -> torch.optim.Optimizer:
