@@ -26,26 +26,29 @@ from blemish.errors import BadModel
 from blemish.predictor import Setup
 
 SIDE = 40
-# Maps are right, and scores are exactly 0 with nncf 3.4.0 and OpenVINO 2026.4.1, with and without our list of products.
-LOST_SCORES = pytest.mark.xfail(
-    reason="nncf's TRANSFORMER mode loses the scores of this network", strict=False
-)
 META = ModelMeta(
     Setup("clip", "tiny", SIDE), (0.5,) * 3, (0.5,) * 3, (0.0, 1.0), (0.0, 1.0), precision="int8 weights"
 )
 
 
-def network(path: Path, *, external: bool = False) -> Path:
-    """A convolution and a product, both layers, a comparison with two texts, and the smoothing of a map."""
+def network(path: Path, *, external: bool = False, bias: bool = False) -> Path:
+    """A convolution; two layers of rows of a map and its smoothing; a layer of one row and a comparison with two texts.
+
+    bias: of the convolution, which two nodes read.
+    """
     rng = np.random.default_rng(0)
     shapes = {"conv": (48, 3, 3, 3), "layer": (48, 64), "texts": (64, 2), "smooth": (SIDE, SIDE)}
+    shapes |= {"up": (SIDE, 48), "down": (48, SIDE)}
     values = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
     values["layer"][:, 5] = 0
+    values |= {"bias": rng.normal(0, 0.1, 48).astype(np.float32)} if bias else {}
     node = helper.make_node
     nodes = [
-        node("Conv", ["images", "conv"], ["planes"], name="conv", pads=[1, 1, 1, 1]),
+        node("Conv", ["images", "conv", "bias"][: 2 + bias], ["planes"], name="conv", pads=[1, 1, 1, 1]),
         node("ReduceMean", ["planes", "one"], ["plane"], keepdims=0),
-        node("MatMul", ["plane", "smooth"], ["map"], name="smooth"),
+        node("MatMul", ["plane", "up"], ["wide"], name="up"),
+        node("MatMul", ["wide", "down"], ["rows"], name="down"),
+        node("MatMul", ["rows", "smooth"], ["map"], name="smooth"),
         node("ReduceMax", ["planes", "sides"], ["pooled"], keepdims=0),
         node("MatMul", ["pooled", "layer"], ["features"], name="layer"),
         node("MatMul", ["features", "texts"], ["logits"], name="texts"),
@@ -72,7 +75,7 @@ def inputs(count: int = 4) -> list[np.ndarray]:
 
 
 def kinds(path: Path) -> dict[str, str]:
-    """Element types of the constants that the four products end in."""
+    """Element types of the constants that the products end in."""
     model = onnx.load(str(path))
     types = {t.name: TensorProto.DataType.Name(t.data_type) for t in model.graph.initializer}
     makers = {output: node for node in model.graph.node for output in node.output}
@@ -99,7 +102,8 @@ def test_onnx(given: int | None, external: bool, tmp_path: Path, monkeypatch: py
     quantise_onnx(source, target, None if given is None else inputs(given), SIDE, META.to_properties())
     names = ["exact.onnx", "exact.onnx.data", "small.onnx", "small.onnx.data"]
     assert sorted(p.name for p in tmp_path.iterdir()) == (names if external else names[::2])
-    assert kinds(target) == {"conv": "INT8", "layer": "INT8", "texts": "FLOAT", "smooth": "FLOAT"}
+    expected = dict.fromkeys(("conv", "up", "down", "layer"), "INT8")
+    assert kinds(target) == expected | {"texts": "FLOAT", "smooth": "FLOAT"}
     maps, scores = answers(OnnxEngine(source))
     found_maps, found_scores = answers(OnnxEngine(target))
     limit = 0.1
@@ -147,20 +151,31 @@ def test_products_that_stay_exact_in_openvino(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given", [None, pytest.param(4, marks=LOST_SCORES)])
-def test_openvino(given: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("given", "bias"), [(None, False), (4, False), (4, True)])
+def test_openvino(given: int | None, bias: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import openvino
 
     core = openvino.Core()
-    exact = core.compile_model(str(network(tmp_path / "m.onnx")), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    model = core.read_model(str(tmp_path / "m.onnx"))
-    small = quantise_openvino(model, None if given is None else inputs(given), SIDE)
-    stored = {op.get_friendly_name(): op.get_element_type().to_string() for op in small.get_ops()}
-    assert {"i8", "u8"} & set(stored.values())
+    source = str(network(tmp_path / "m.onnx", bias=bias))
+    exact = core.compile_model(source, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    small = quantise_openvino(core.read_model(source), None if given is None else inputs(given), SIDE)
+    rows = {(SIDE, 48), (48, SIDE)}
+    # With activations OpenVINO would lose the scores: by a convolution that two nodes read, and the layer of a maximum.
+    assert rounded_shapes(small) == rows | ({(48, 64)} if given is None else set()) | (
+        {(48, 3, 3, 3)} if given is None or bias else set()
+    )
     found = core.compile_model(small, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(np.stack(inputs()))
     expected = exact(np.stack(inputs()))
-    for place in (0, 1):
+    for place, limit in ((0, 0.1), (1, 0.15)):
         worst = np.abs(found[place] - expected[place]).max()
-        assert 0 < worst < 0.1 * np.abs(expected[place]).max()
+        assert 0 < worst < limit * np.abs(expected[place]).max()
+        assert np.corrcoef(found[place].ravel(), expected[place].ravel())[0, 1] > 0.98
     # Standard output belongs to results.
     assert capsys.readouterr().out == ""
+
+
+def rounded_shapes(model: Any) -> set[tuple[int, ...]]:
+    """Shapes of the 8-bit weights of an OpenVINO model."""
+    constants = [op for op in model.get_ops() if op.get_type_name() == "Constant"]
+    small = [op for op in constants if op.get_element_type().to_string() in ("i8", "u8")]
+    return {tuple(op.shape) for op in small if len(op.shape) > 1 and min(op.shape) > 1}
