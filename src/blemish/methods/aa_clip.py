@@ -22,6 +22,7 @@ from ..clip.model import CLIP
 from ..errors import BadOption
 from ..parts.class_names import in_prompts
 from ..parts.heads import PatchHeads
+from ..parts.layers import resolve_activation
 from ..parts.losses import dice, focal, layer_names
 from ..parts.maps import gaussian_blur, to_grid, upsample, upsample_then_softmax
 from ..parts.prompt_bank import BANKS
@@ -169,9 +170,7 @@ class AACLIP(nn.Module):
         self.config = config = config or AACLIPConfig()
         object.__setattr__(self, "clip", clip)  # frozen: no part of what is learned, moved or saved here
         shape, text = clip.config.vision, clip.config.text
-        self.activation = config.activation
-        if config.activation == "auto":
-            self.activation = "gelu" if clip.config.source == "openai" else "native"
+        self.activation = resolve_activation(config.activation, clip)
         self.blocks = resolve_layers(self._levels, shape.layers)
         self.needs = self._needs()
         (texts,) = resolve_layers([config.text_adapters], text.layers)

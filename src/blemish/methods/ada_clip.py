@@ -9,7 +9,6 @@ disagree the code is followed; the preset "paper" has the paper's fusion.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,6 +22,7 @@ from ..clip.model import CLIP, DeepPrompts
 from ..errors import BadOption
 from ..parts.class_names import in_prompts
 from ..parts.heads import PatchHeads
+from ..parts.layers import reset_layer, resolve_activation
 from ..parts.losses import dice, focal, layer_names
 from ..parts.maps import gaussian_blur, upsample_then_probability, upsample_then_softmax
 from ..parts.prompt_bank import BANKS
@@ -107,9 +107,7 @@ class AdaCLIP(nn.Module):
         # The frozen CLIP is no part of what is learned, moved or saved here.
         object.__setattr__(self, "clip", clip)
         shape = clip.config
-        self.activation = config.activation
-        if config.activation == "auto":
-            self.activation = "gelu" if shape.source == "openai" else "native"
+        self.activation = resolve_activation(config.activation, clip)
         self.blocks = resolve_layers(config.layers, shape.vision.layers)
         resize = config.position_resize
         self.needs = FeatureSpec(
@@ -137,9 +135,7 @@ class AdaCLIP(nn.Module):
         nn.init.normal_(self.static_visual, std=0.02, generator=generator)
         nn.init.normal_(self.static_text, std=0.02, generator=generator)
         for linear in (self.dynamic_visual, self.dynamic_text, self.class_head):
-            bound = 1 / math.sqrt(linear.in_features)
-            nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
-            nn.init.uniform_(linear.bias, -bound, bound, generator=generator)
+            reset_layer(linear, generator)
         self.heads.reset(generator)
 
     def parameter_groups(self, learning_rate: float = 0.01) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ from the nearest patch of these (few-shot).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from ..clip.layers import resolve_layers
 from ..clip.model import CLIP
 from ..errors import BadOption
+from ..parts.layers import reset_layer
 from ..parts.losses import layer_names
 from ..parts.maps import gaussian_blur, softmax_then_upsample, upsample
 from ..parts.memory import FeatureMemory
@@ -88,9 +88,7 @@ class Adaptor(nn.Module):
         """Initialise as PyTorch does: linear maps uniform within 1 / sqrt(their inputs), the norm as identity."""
         self.norm.reset_parameters()
         for linear in (self.query, self.key, self.value, self.out):
-            for parameter in linear.parameters():
-                bound = 1 / math.sqrt(linear.in_features)
-                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+            reset_layer(linear, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)

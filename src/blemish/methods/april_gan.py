@@ -18,6 +18,7 @@ from ..clip.layers import resolve_layers
 from ..clip.model import CLIP
 from ..errors import BadOption
 from ..parts.heads import PatchHeads
+from ..parts.layers import resolve_activation
 from ..parts.losses import dice, focal, layer_names
 from ..parts.maps import gaussian_blur, upsample, upsample_then_probability, upsample_then_softmax
 from ..parts.memory import FeatureMemory
@@ -85,9 +86,7 @@ class AprilGAN(nn.Module):
         self.config = config = config or AprilGANConfig()
         object.__setattr__(self, "clip", clip)  # frozen: no part of what is learned, moved or saved here
         shape = clip.config
-        activation = config.activation
-        if activation == "auto":
-            activation = "gelu" if shape.source == "openai" else "native"
+        activation = resolve_activation(config.activation, clip)
         self.blocks = resolve_layers(config.layers, shape.vision.layers)
         self.needs = FeatureSpec(
             layers=config.layers,

@@ -23,6 +23,7 @@ from ..clip.model import CLIP
 from ..errors import BadOption
 from ..parts.class_names import in_prompts
 from ..parts.heads import PatchHeads
+from ..parts.layers import reset_layer
 from ..parts.losses import dice, focal, layer_names
 from ..parts.maps import gaussian_blur, upsample_then_probability, upsample_then_softmax
 from ..parts.prompts import Template, fill, template, tokenizer_of
@@ -133,9 +134,7 @@ class CoCoOp(nn.Module):
         else:
             nn.init.normal_(self.words, std=0.02, generator=generator)
         for layer in (m for m in self.meta_net if isinstance(m, nn.Linear)):
-            bound = 1 / math.sqrt(layer.in_features)
-            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
-            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+            reset_layer(layer, generator)
         self.heads.reset(generator)
         nn.init.constant_(self.log_scale, math.log(1 / self.config.temperature))
 

@@ -23,6 +23,7 @@ from ..clip.layers import resolve_layers
 from ..clip.model import CLIP, DeepPrompts
 from ..errors import BadOption
 from ..parts.class_names import ClassNameFilter, spaced
+from ..parts.layers import reset_layer
 from ..parts.losses import dice, focal, layer_names
 from ..parts.maps import gaussian_blur, upsample_then_probability, upsample_then_softmax
 from ..parts.prompts import TextCache, tokenizer_of
@@ -180,9 +181,7 @@ class GenCLIP(nn.Module):
             nn.init.normal_(tokens, std=0.02, generator=generator)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                bound = 1 / math.sqrt(module.in_features)
-                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+                reset_layer(module, generator)
 
     def train(self, mode: bool = True) -> GenCLIP:
         """Training or evaluation mode; kept text features are forgotten."""

@@ -24,6 +24,7 @@ from ..clip.model import CLIP
 from ..errors import BadOption
 from ..parts.attention import PatchAttention
 from ..parts.deep_text import PromptNorm, deep_text_features
+from ..parts.layers import reset_layer, resolve_activation
 from ..parts.losses import dice, focal, layer_names
 from ..parts.maps import gaussian_blur, upsample_then_probability, upsample_then_softmax
 from ..parts.prompts import TextCache, template
@@ -123,9 +124,7 @@ class VCPCLIP(nn.Module):
         # The frozen CLIP is no part of what is learned, moved or saved here.
         object.__setattr__(self, "clip", clip)
         shape, text = clip.config, clip.config.text
-        self.activation = config.activation
-        if config.activation == "auto":
-            self.activation = "gelu" if shape.source == "openai" else "native"
+        self.activation = resolve_activation(config.activation, clip)
         self.blocks = resolve_layers(config.layers, shape.vision.layers)
         self.needs = FeatureSpec(
             layers=config.layers,
@@ -165,10 +164,7 @@ class VCPCLIP(nn.Module):
         nn.init.uniform_(self.deep_prompts, -1, 1, generator=generator)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv1d):
-                bound = 1 / math.sqrt(module.weight[0].numel())
-                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-                if module.bias is not None:
-                    nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+                reset_layer(module, generator)
         nn.init.kaiming_normal_(self.deep_projection.weight, a=0, mode="fan_out", generator=generator)
         self.prompt_norm.reset_parameters()
         scale = math.log(1 / self.config.temperature)

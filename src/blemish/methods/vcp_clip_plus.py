@@ -24,6 +24,7 @@ from ..clip.model import CLIP
 from ..errors import BadOption
 from ..parts.attention import PatchAttention
 from ..parts.deep_text import PromptNorm, deep_text_features
+from ..parts.layers import reset_layer, resolve_activation
 from ..parts.losses import dice, focal, layer_names
 from ..parts.maps import gaussian_blur, upsample_then_probability, upsample_then_softmax
 from ..parts.prompts import template
@@ -175,9 +176,7 @@ class VCPCLIPPlus(nn.Module):
         # The frozen CLIP is no part of what is learned, moved or saved here.
         object.__setattr__(self, "clip", clip)
         shape, text = clip.config, clip.config.text
-        self.activation = config.activation
-        if config.activation == "auto":
-            self.activation = "gelu" if shape.source == "openai" else "native"
+        self.activation = resolve_activation(config.activation, clip)
         self.blocks = resolve_layers(config.layers, shape.vision.layers)
         self.needs = FeatureSpec(
             layers=config.layers,
@@ -221,10 +220,7 @@ class VCPCLIPPlus(nn.Module):
         """Initialise the learned parts as the authors do."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv1d):
-                bound = 1 / math.sqrt(module.weight[0].numel())
-                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-                if module.bias is not None:
-                    nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+                reset_layer(module, generator)
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
         if self.idp is not None:

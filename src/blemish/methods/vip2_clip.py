@@ -9,7 +9,6 @@ attention, score per layer and one learning rate; "no_vca", "no_fgp" and "no_utp
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,6 +21,7 @@ from ..clip.layers import resolve_layers
 from ..clip.model import CLIP
 from ..errors import BadOption
 from ..parts.attention import PatchAttention
+from ..parts.layers import reset_layer
 from ..parts.losses import dice, focal, layer_names
 from ..parts.maps import gaussian_blur, softmax_then_upsample, to_grid, upsample
 from ..parts.prompts import TextCache, fill, template
@@ -171,9 +171,7 @@ class ViP2CLIP(nn.Module):
             nn.init.normal_(parameter, std=0.02, generator=generator)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                bound = 1 / math.sqrt(module.in_features)
-                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+                reset_layer(module, generator)
 
     def train(self, mode: bool = True) -> ViP2CLIP:
         """Training or evaluation mode; kept text features are forgotten."""

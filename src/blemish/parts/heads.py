@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .layers import reset_layer
 
 
 class PatchHeads(nn.Module):
@@ -23,10 +24,9 @@ class PatchHeads(nn.Module):
 
     def reset(self, generator: torch.Generator | None = None) -> None:
         """Initialise as `nn.Linear` does: uniform within 1 / sqrt(width), weights and biases."""
-        for parameter in self.parameters():
-            # The modules are in order: a bias follows its weight, and both have the same bound.
-            bound = 1 / math.sqrt(self.width)
-            nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        for head in self.fc:
+            assert isinstance(head, nn.Linear)
+            reset_layer(head, generator)
 
     @property
     def width(self) -> int:
