@@ -1,11 +1,9 @@
-"""An evaluation: numbers against plain ones, sharing, failures, resume, maps, refusals."""
+"""An evaluation: numbers against plain ones, sharing, maps, words, tiles, refusals."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,66 +11,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawn_data import draw_dataset, save
 from PIL import Image
 from scipy.stats import rankdata
 
 from blemish.data.layouts import Dataset, open_dataset
 from blemish.data.transforms import map_to_size, resize_mask
 from blemish.detector import Detector
-from blemish.errors import BadDataset, BadOption, OutputError, UnknownName
+from blemish.errors import BadOption, UnknownName
 from blemish.output.tables import read_map
-from blemish.run import class_pass, parts, scoring
+from blemish.run import scoring
 from blemish.run.detectors import load_detectors
 from blemish.run.evaluate import evaluate, exit_code
 from blemish.run.evaluate_options import EvaluateOptions
-from blemish.run.results import METRICS, ClassResult, Evaluation, Line, MethodResult, Speed, read_results
+from blemish.run.results import METRICS, Line, read_results
 from blemish.run.tally import thin
 from blemish.score_rule import image_score
-from blemish.types import Sample
+from run.drawn_data import save
+from run.evaluations import TWO, decoded, without_speed
 
 Make = Callable[..., Path]
-TWO = ("anomaly_clip", "vcp_clip")
-
-
-@pytest.fixture(scope="module")
-def detectors(small_checkpoint: Make) -> dict[str, Detector]:
-    return load_detectors((), [small_checkpoint(name) for name in TWO])
-
-
-@pytest.fixture
-def one(detectors: dict[str, Detector]) -> dict[str, Detector]:
-    return {"anomaly_clip": detectors["anomaly_clip"]}
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Dataset:
-    return open_dataset(draw_dataset(tmp_path / "set", ("plate", "gear_wheel"), side=40))
-
-
-def without_speed(evaluation: Evaluation) -> list[MethodResult]:
-    """What must not depend on how a run went; sums may differ in the last bit with where arrays lie in memory."""
-
-    def rounded(found: ClassResult) -> ClassResult:
-        metrics = {
-            name: replace(s, value=s.value and round(s.value, 12), error_bound=round(s.error_bound, 12))
-            for name, s in found.metrics.items()
-        }
-        return replace(found, metrics=metrics)
-
-    return [
-        replace(
-            m,
-            speed=Speed(0, 0),
-            peak_memory_mib=0,
-            classes={name: rounded(found) for name, found in m.classes.items()},
-            mean={
-                name: replace(v, value=v.value and round(v.value, 12), error_bound=0)
-                for name, v in m.mean.items()
-            },
-        )
-        for m in evaluation.methods
-    ]
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -80,19 +37,6 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
     positives = int(labels.sum())
     pairs = positives * (len(labels) - positives)
     return float((ranks[labels == 1].sum() - positives * (positives + 1) / 2) / pairs)
-
-
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A list that receives the name of every picture that is decoded."""
-    names: list[str] = []
-    real = scoring.load_pixels
-
-    def load(sample: Sample) -> np.ndarray:
-        names.append(f"{sample.class_name}/{sample.defect}/{sample.image.name}")
-        return real(sample)
-
-    monkeypatch.setattr(scoring, "load_pixels", load)
-    return names
 
 
 @pytest.mark.parametrize("resolution", [None, "native", 32])
@@ -180,233 +124,6 @@ def test_files(detectors: dict[str, Detector], dataset: Dataset, tmp_path: Path)
     assert json.loads((out / "run.json").read_text())["status"] == "done"
 
 
-def test_without_masks(one: dict[str, Detector], dataset: Dataset, tmp_path: Path) -> None:
-    bare = [replace(s, mask=None) if s.class_name == "plate" else s for s in dataset.samples]
-    found = evaluate(one, replace(dataset, samples=tuple(bare)), tmp_path / "out")
-    plate = found.methods[0].classes["plate"]
-    assert plate.metrics["image_auroc"].value is not None
-    for name in METRICS:
-        if name.startswith("pixel_"):
-            assert plate.metrics[name].value is None
-            assert plate.metrics[name].reason == "no masks for its 5 anomalous images"
-    assert plate.notes == ("no pixel metrics: no masks for its 5 anomalous images",)
-    mean = found.methods[0].mean["pixel_auroc"]
-    assert (mean.used, mean.classes) == (1, 2)
-    assert mean.value == found.methods[0].classes["gear_wheel"].metrics["pixel_auroc"].value
-
-
-def test_an_anomalous_image_without_mask_counts_at_image_level_only(
-    one: dict[str, Detector], dataset: Dataset, tmp_path: Path
-) -> None:
-    plate = list(dataset.of_class("plate"))
-    bare = [replace(s, mask=None) if s.image.stem == "000" and s.label else s for s in plate]
-    less = [s for s in plate if not (s.image.stem == "000" and s.label)]
-    part, full = (
-        evaluate(one, replace(dataset, samples=tuple(samples)), tmp_path / name).methods[0].classes["plate"]
-        for name, samples in (("part", bare), ("less", less))
-    )
-    assert len(part.images) == 10 and len(full.images) == 9
-    assert part.metrics["pixel_auroc"].value == pytest.approx(full.metrics["pixel_auroc"].value, abs=1e-5)
-    assert part.notes == ("1 of 5 anomalous images have no mask: at image level only",)
-
-
-def test_one_kind_of_images(one: dict[str, Detector], dataset: Dataset, tmp_path: Path) -> None:
-    anomalous = tuple(s for s in dataset.of_class("plate") if s.label)
-    found = evaluate(one, replace(dataset, samples=anomalous), tmp_path / "a").methods[0].classes["plate"]
-    assert found.metrics["image_auroc"].reason == "no normal image" and found.curves.keys() == {
-        "pixel_roc",
-        "pixel_pro",
-    }
-    assert found.metrics["pixel_auroc"].value is not None
-    normal = tuple(s for s in dataset.of_class("plate") if not s.label)
-    found = evaluate(one, replace(dataset, samples=normal), tmp_path / "n").methods[0].classes["plate"]
-    assert found.metrics["pixel_auroc"].reason == found.metrics["image_auroc"].reason == "no anomalous image"
-
-
-def test_masks_that_vanish_are_told(one: dict[str, Detector], dataset: Dataset, tmp_path: Path) -> None:
-    mask = np.zeros((40, 40))
-    mask[0, 0] = 255
-    save(mask, dataset.root / "plate/ground_truth/spot/001_mask.png")
-    found = evaluate(one, dataset, tmp_path / "out", EvaluateOptions(resolution=8)).methods[0]
-    assert any("1 masks are empty at 8×8" in note for note in found.classes["plate"].notes)
-
-
-def test_unlabelled_images_are_refused(one: dict[str, Detector], draw: Make, tmp_path: Path) -> None:
-    folder = draw("bare/1.png").parent
-    with pytest.raises(BadDataset, match=r"which of its 1 images are anomalous[\s\S]*blemish predict"):
-        evaluate(one, open_dataset(folder), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_failures_are_recorded_and_the_rest_goes_on(
-    detectors: dict[str, Detector], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root, seen = dataset.root, []
-    (root / "plate/test/good/001.png").write_text("words")
-    (root / "plate/ground_truth/spot/002_mask.png").write_bytes(b"")
-    save(np.zeros((9, 90)), root / "plate/ground_truth/spot/003_mask.png")
-    (root / "gear_wheel/test/good/000.png").unlink()
-    method = detectors["vcp_clip"].method
-    real, calls = type(method).forward, []
-
-    def forward(self: Any, features: Any, names: Any = None) -> Any:
-        prediction = real(self, features, names)
-        if not calls:
-            prediction.map[0] = np.nan
-        calls.append(1)
-        return prediction
-
-    monkeypatch.setattr(type(method), "forward", forward)
-    found = evaluate(detectors, dataset, tmp_path / "out", on_progress=lambda *state: seen.append(state))
-    first, second = (m.classes for m in found.methods)
-    errors = {f.path: f.error for f in first["plate"].failed}
-    assert errors.keys() == {"plate/test/good/001.png", "plate/test/spot/002.png", "plate/test/spot/003.png"}
-    assert "not an image" in errors["plate/test/good/001.png"]
-    assert "0 bytes" in errors["plate/test/spot/002.png"] and "90×9" in errors["plate/test/spot/003.png"]
-    assert not any(str(tmp_path) in error for error in errors.values())
-    assert [f.path for f in first["gear_wheel"].failed] == ["gear_wheel/test/good/000.png"]
-    assert [f.error for f in second["gear_wheel"].failed if "NaN" in f.error]
-    assert len(first["gear_wheel"].images) == 9 and len(second["gear_wheel"].images) == 8
-    assert "3 images failed and are in no number" in first["plate"].notes
-    assert exit_code(found) == 1 and len(found.failed) == 5
-    assert seen[0] == (0, 20, None) and seen[-1][:2] == (20, 20)
-    assert sum(error is not None for _, _, error in seen) == 5
-
-
-def test_nothing_done_is_status_two(one: dict[str, Detector], dataset: Dataset, tmp_path: Path) -> None:
-    for sample in dataset.samples:
-        sample.image.write_text("x")
-    found = evaluate(one, dataset, tmp_path / "out")
-    assert exit_code(found) == 2
-    assert found.methods[0].classes["plate"].metrics["image_auroc"].reason == "no images"
-    assert found.methods[0].classes["plate"].histogram is None
-
-
-def test_finished_classes_are_not_done_again(
-    detectors: dict[str, Detector], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, cut = evaluate(detectors, dataset, tmp_path / "whole"), tmp_path / "cut"
-    real = class_pass.ClassPass.run
-
-    def run(self: Any, name: str, *rest: Any) -> Any:
-        if name == "plate":
-            raise KeyboardInterrupt
-        return real(self, name, *rest)
-
-    monkeypatch.setattr(class_pass.ClassPass, "run", run)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(detectors, dataset, cut)
-    assert not (cut / "results.json").exists()
-    monkeypatch.undo()
-    names, seen = decoded(monkeypatch), []
-    found = evaluate(detectors, dataset, cut, resume=True, on_progress=lambda *s: seen.append(s))
-    assert {name.split("/")[0] for name in names} == {"plate"} and seen[0] == (10, 20, None)
-    assert without_speed(found) == without_speed(whole)
-    names.clear()
-    again = evaluate(detectors, dataset, cut, resume=True)
-    assert replace(again, started=found.started) == found and not names
-
-
-@pytest.mark.parametrize("mode", ["exact", "streaming"])
-def test_an_interrupted_class_goes_on_where_it_was_saved(
-    detectors: dict[str, Detector],
-    dataset: Dataset,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    mode: str,
-) -> None:
-    options = EvaluateOptions(batch_size=2, mode=mode, resolution="native", classes="plate")
-    whole, cut = evaluate(detectors, dataset, tmp_path / "whole", options), tmp_path / "cut"
-    monkeypatch.setattr(parts, "SECONDS_BETWEEN", 0.0)
-    monkeypatch.setattr(parts, "SHARE", 1e9)
-    real, calls = scoring.Scorer.score, []
-
-    def score(self: Any, batch: Sequence[Any]) -> Any:
-        calls.append(len(batch))
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(self, batch)
-
-    monkeypatch.setattr(scoring.Scorer, "score", score)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(detectors, dataset, cut, options)
-    monkeypatch.setattr(scoring.Scorer, "score", real)
-    assert (cut / "parts/state.pickle").exists()
-    names = decoded(monkeypatch)
-    found = evaluate(detectors, dataset, cut, options, resume=True)
-    assert names == [f"plate/spot/00{i}.png" for i in (1, 2, 3, 4)]
-    assert without_speed(found) == without_speed(whole)
-    assert not (cut / "parts/state.pickle").exists()
-
-
-def test_a_foreign_or_damaged_state_is_not_used(
-    one: dict[str, Detector], dataset: Dataset, tmp_path: Path
-) -> None:
-    class Bad:
-        def __reduce__(self) -> Any:
-            return os.mkdir, (str(tmp_path / "made"),)
-
-    folder = parts.Parts(tmp_path / "out/parts")
-    folder.folder.mkdir(parents=True)
-    for state in (("x", 1, 0.0, Bad()), ("x", 1, 0.0, np.memmap), ("x", 1, 0.0, Path.unlink)):
-        (folder.folder / parts.STATE_FILE).write_bytes(pickle.dumps(state))
-        assert folder.load_state("x") is None
-    assert not (tmp_path / "made").exists()
-    (folder.folder / parts.STATE_FILE).write_bytes(pickle.dumps(("x", 1, 0.0, {})))
-    assert folder.load_state("x") == (1, 0.0, {}) and folder.load_state("y") is None
-    evaluate(one, dataset, tmp_path / "out", resume=True)
-
-
-def test_mended_images_are_tried_again(
-    one: dict[str, Detector], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = evaluate(one, dataset, tmp_path / "whole")
-    path = dataset.root / "plate/test/good/001.png"
-    good, out = path.read_bytes(), tmp_path / "out"
-    path.write_bytes(good[:60])
-    broken = evaluate(one, dataset, out)
-    assert len(broken.failed) == 1
-    names = decoded(monkeypatch)
-    again = evaluate(one, dataset, out, resume=True)
-    assert replace(again, started=broken.started) == broken and not names
-    path.write_bytes(good)
-    assert without_speed(evaluate(one, dataset, out, resume=True)) == without_speed(whole)
-    assert {name.split("/")[0] for name in names} == {"plate"}
-
-
-def test_resume_needs_the_same_settings(
-    one: dict[str, Detector], dataset: Dataset, tmp_path: Path, small_checkpoint: Make
-) -> None:
-    out = tmp_path / "out"
-    evaluate(one, dataset, out)
-    before = (out / "results.json").read_bytes()
-    with pytest.raises(OutputError, match=r"protocol was 'exact' and is now 'anomalyclip'.*--overwrite"):
-        evaluate(one, dataset, out, EvaluateOptions(protocol="anomalyclip"), resume=True)
-    other = load_detectors((), [small_checkpoint()], image_size=40)
-    with pytest.raises(OutputError, match=r"methods\.anomaly_clip\.image_size was 48 and is now 40"):
-        evaluate(other, dataset, out, resume=True)
-    with pytest.raises(OutputError, match=r"methods\.b was None"):
-        evaluate({**one, "b": one["anomaly_clip"]}, dataset, out, resume=True)
-    with pytest.raises(OutputError, match=r"--resume.*--overwrite"):
-        evaluate(one, dataset, out)
-    with pytest.raises(BadOption, match="exclude"):
-        evaluate(one, dataset, out, resume=True, overwrite=True)
-    assert (out / "results.json").read_bytes() == before
-    (out / "run.json").write_text("[")
-    with pytest.raises(OutputError, match="damaged"):
-        evaluate(one, dataset, out, resume=True)
-    found = evaluate(one, dataset, out, EvaluateOptions(protocol="anomalyclip"), overwrite=True)
-    assert read_results(out / "results.json") == found
-
-
-def test_new_samples_are_seen_on_resume(one: dict[str, Detector], dataset: Dataset, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    evaluate(one, dataset, out)
-    less = replace(dataset, samples=dataset.samples[:-1])
-    found = evaluate(one, less, out, resume=True)
-    assert len(found.methods[0].classes["plate"].images) == 9
-
-
 def test_maps_in_the_convention_of_mvtec(
     detectors: dict[str, Detector], dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -429,13 +146,6 @@ def test_maps_in_the_convention_of_mvtec(
             (20, 40),
         ]
     assert not list(out.rglob("*.tmp"))
-
-
-def test_results_inside_the_dataset_are_no_samples(one: dict[str, Detector], dataset: Dataset) -> None:
-    out = dataset.root / "plate/test/out"
-    first = evaluate(one, dataset, out, EvaluateOptions(save=("maps",)))
-    again = evaluate(one, open_dataset(dataset.root), out, EvaluateOptions(save=("maps",)), overwrite=True)
-    assert again.classes == first.classes
 
 
 @pytest.mark.parametrize(
@@ -505,24 +215,6 @@ def test_tiles(small_checkpoint: Make, dataset: Dataset, tmp_path: Path, name: s
         assert row.score == pytest.approx(expected.score, abs=1e-5)
         found_map = read_map(tmp_path / "out/maps" / name / Path(row.path).with_suffix(".tiff"))
         np.testing.assert_allclose(found_map, expected.map, atol=1e-4)
-
-
-def test_limit_and_classes(one: dict[str, Detector], dataset: Dataset, tmp_path: Path) -> None:
-    found = evaluate(one, dataset, tmp_path / "a", EvaluateOptions(limit=4, classes="plate, plate"))
-    plate = found.methods[0].classes["plate"]
-    assert list(found.classes) == ["plate"] and [r.label for r in plate.images] == [0, 0, 1, 1]
-    assert any("at most 4 images" in note for note in found.notes)
-    with pytest.raises(UnknownName, match="did you mean 'plate'"):
-        evaluate(one, dataset, tmp_path / "b", EvaluateOptions(classes=("plat",)))
-
-
-def test_no_pixel_reads_no_mask(one: dict[str, Detector], dataset: Dataset, tmp_path: Path) -> None:
-    for sample in dataset.samples:
-        if sample.mask is not None:
-            sample.mask.write_text("x")
-    found = evaluate(one, dataset, tmp_path / "out", EvaluateOptions(no_pixel=True))
-    assert not found.failed and found.methods[0].mean["image_auroc"].value is not None
-    assert found.methods[0].classes["plate"].metrics["pixel_iou"].reason == "left out by no_pixel"
 
 
 def test_batches_shrink_when_memory_is_short(
@@ -604,15 +296,6 @@ def test_training_data_under_measurement_is_told(
     named = [text.replace("visa+set: 5 normal=", "first=") for text in files]
     found = evaluate(load_detectors((), named), dataset, tmp_path / "out")
     assert [note.split(" was trained on ")[0] for note in found.notes] == ["first", "set"]
-
-
-def test_names_that_are_no_text(one: dict[str, Detector], dataset: Dataset, tmp_path: Path) -> None:
-    odd = [replace(s, class_name="a\udcff", defect="b\udcff/..") for s in dataset.of_class("plate")]
-    out = tmp_path / "out"
-    found = evaluate(one, replace(dataset, samples=tuple(odd)), out, EvaluateOptions(save="maps"))
-    assert list(found.classes) == ["a%FF"] and read_results(out / "results.json") == found
-    maps = {p.relative_to(out).as_posix() for p in out.rglob("*.tiff")}
-    assert "maps/anomaly_clip/a%FF/test/b%FF_/000.tiff" in maps and len(maps) == 10
 
 
 def test_no_detectors(dataset: Dataset, tmp_path: Path) -> None:

@@ -1,78 +1,29 @@
+"""Training: what every method learns, its log, cache, data, options and recipes."""
+
 from __future__ import annotations
 
-import dataclasses
 import json
-import logging
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import blemish
 from blemish.checkpoint import read_meta
 from blemish.clip.weights import load_clip
 from blemish.config import merge_options
-from blemish.errors import BadCheckpoint, BadDataset, BadOption, BlemishError, OutputError, UnknownName
-from blemish.methods import METHODS, build
+from blemish.errors import BadDataset, BadOption, BlemishError, UnknownName
+from blemish.methods import METHODS
 from blemish.run import train as training
 from blemish.run.batches import Batches
-from blemish.run.processes import Processes
 from blemish.run.recipe import TrainOptions, complete
-from blemish.run.train import TrainSummary, loss_terms, train
 from run.drawn_data import draw_dataset, save
+from run.training_runs import INSIDE, METHOD_NAMES, lines, same, weights
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted([*FOLDER.glob("train_*.toml"), *FOLDER.glob("embedded_*.toml")])
-METHOD_NAMES = [name for name in METHODS if hasattr(blemish.methods.method_class(name), "loss")]
-INSIDE = [name for name in METHOD_NAMES if hasattr(blemish.methods.method_class(name), "encode")]
 MASKED = [m for m in METHOD_NAMES if not blemish.methods.method_class(m).learns_without_masks]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_dataset(tmp_path_factory.mktemp("auxiliary"), ("plate", "ring"), normal=4, anomalous=5)
-
-
-@pytest.fixture
-def run(small_backbone: Path, data: Path, tmp_path: Path) -> Any:
-    def go(
-        method: str = "anomaly_clip", out: str = "run", own: dict[str, Any] | None = None, **more: Any
-    ) -> Any:
-        loop = {key: more.pop(key) for key in ("resume", "overwrite", "show") if key in more}
-        known: dict[str, Any] = {
-            "data": (str(data),),
-            "out": str(tmp_path / out),
-            "backbone": str(small_backbone),
-            "image_size": 48,
-            "epochs": 2,
-            "batch_size": 4,
-            "augmentation": "none",
-            "cache": "off",
-            "cache_dir": str(tmp_path / "cache"),
-        }
-        return train(TrainOptions(method=method, **(known | more)), own, **loop)
-
-    return go
-
-
-def weights(summary: TrainSummary) -> dict[str, torch.Tensor]:
-    return load_file(summary.checkpoint)
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def lines(out: Path) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in found if "loss" in line]
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
@@ -115,61 +66,6 @@ def test_the_log_holds_terms_and_scalars(run: Any) -> None:
     assert state["status"] == "done"
     assert state["losses"] == pytest.approx(summary.losses)
     assert (out / "curves.svg").read_text().startswith("<svg")
-
-
-@pytest.mark.parametrize("method", ["anomaly_clip", "vcp_clip"])
-@pytest.mark.parametrize("stop", [1, 5, 7])
-def test_a_resumed_run_ends_with_the_same_bits(
-    method: str, stop: int, run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0 if stop == 7 else 1e9)
-    whole = run(method, "whole")
-
-    def interrupt(line: Any) -> None:
-        if line["phase"] == "training" and line["step"] == stop:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(method, "cut", show=interrupt)
-    resumed = run(method, "cut", resume=True)
-    assert same(weights(whole), weights(resumed))
-    out = resumed.checkpoint.parent
-    assert [line["step"] for line in lines(out)] == list(range(1, 11))
-    assert [line["loss"] for line in lines(out)] == [line["loss"] for line in lines(whole.checkpoint.parent)]
-    assert resumed.losses == pytest.approx(whole.losses)
-    again = run(method, "cut", resume=True)  # a finished run can be resumed too
-    assert same(weights(whole), weights(again))
-
-
-def test_a_half_written_line_of_the_log_is_dropped(run: Any, tmp_path: Path) -> None:
-    def interrupt(line: Any) -> None:
-        if line["phase"] == "training" and line["step"] == 7:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(show=interrupt)
-    with (tmp_path / "run/metrics.jsonl").open("a") as file:
-        file.write('{"epoch": 2, "st')
-    assert [line["step"] for line in lines(run(resume=True).checkpoint.parent)] == list(range(1, 11))
-
-
-def test_settings_of_a_resumed_run_must_agree(run: Any) -> None:
-    run()
-    with pytest.raises(BadCheckpoint, match="learning_rate was"):
-        run(resume=True, learning_rate=0.5)
-    with pytest.raises(OutputError, match="--resume"):
-        run()
-    run(overwrite=True, learning_rate=0.5)
-    with pytest.raises(BadOption, match="exclude each other"):
-        run(resume=True, overwrite=True)
-
-
-def test_a_damaged_state_is_refused_with_the_mend(run: Any) -> None:
-    out = run().checkpoint.parent
-    state = out / "state.safetensors"
-    state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(BadCheckpoint, match="--overwrite"):
-        run(resume=True)
 
 
 def test_same_seed_same_weights_another_seed_others(run: Any) -> None:
@@ -224,115 +120,6 @@ def test_masks_and_maps_may_meet_at_half_the_size(run: Any) -> None:
     summary = run("vcp_clip", map_size=24)
     assert read_meta(summary.checkpoint).image_size == 48
     assert summary.thresholds.pixel is not None
-
-
-class TestTerms:
-    @pytest.fixture
-    def batches(self, small_backbone: Path, data: Path) -> Any:
-        def make(method: str, processes: Processes, count: int = 6) -> tuple[Any, Any]:
-            clip = load_clip(small_backbone).freeze()
-            torch.manual_seed(0)
-            own = {"dropout": 0.0} if method.startswith("vcp_clip") else {}
-            built = build(method, clip, **own)
-            options = TrainOptions(
-                method,
-                (str(data),),
-                backbone=str(small_backbone),
-                image_size=48,
-                batch_size=count,
-                cache="off",
-            )
-            recipe = dataclasses.replace(complete(options, clip), augmentation="none")
-            samples = training.gather(recipe, True).samples
-            return built, training._batches(recipe, clip, built, samples, processes)
-
-        return make
-
-    @pytest.mark.parametrize("method", METHOD_NAMES)
-    @pytest.mark.parametrize("count", [6, 5])
-    def test_parts_of_a_batch_add_up_to_the_whole(self, method: str, count: int, batches: Any) -> None:
-        built, whole = batches(method, Processes(), count)
-        batch = next(whole.epoch(0))
-        expected = loss_terms(built, batch)
-        sum(expected.values()).backward()
-        gradients = {n: p.grad.clone() for n, p in built.named_parameters() if p.grad is not None}
-        built.zero_grad()
-        total: dict[str, float] = {}
-        for rank in range(2):
-            sharing = batches(method, Processes(rank, 2, rank), count)[1]
-            sharing.encoder = whole.encoder  # gradients go to `built` also where they go through the encoder
-            part = next(sharing.epoch(0))
-            terms = loss_terms(built, part)
-            sum(terms.values()).backward()
-            for name, value in terms.items():
-                total[name] = total.get(name, 0.0) + float(value)
-        assert total == pytest.approx(
-            {name: float(value) for name, value in expected.items()}, rel=1e-4, abs=1e-6
-        )
-        for name, parameter in built.named_parameters():
-            if name in gradients:
-                rounding = 1e-6 + 1e-4 * float(gradients[name].abs().max())
-                torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=rounding)
-
-    @pytest.mark.parametrize("method", METHOD_NAMES)
-    @pytest.mark.parametrize("kind", [torch.bfloat16])
-    def test_losses_are_fp32_under_autocast(self, method: str, kind: torch.dtype, batches: Any) -> None:
-        built, whole = batches(method, Processes())
-        batch = next(whole.epoch(0))
-        exact, rough = loss_terms(built, batch), loss_terms(built, batch, kind)
-        assert {term.dtype for term in rough.values()} == {torch.float32}
-        total, close = float(sum(exact.values())), float(sum(rough.values()))
-        # Cosines scaled by 100 in an image loss alone (CoOp) carry the roundings of half precision furthest.
-        assert close == pytest.approx(total, rel=0.05 if method == "coop" else 0.02)
-        assert close != total
-
-
-@pytest.mark.parametrize("method", INSIDE)
-class TestInsideTheTower:
-    """Methods that learn inside the image tower: no cache, gradients through the encoder, one result everywhere."""
-
-    def test_what_the_encoder_learns(self, method: str, run: Any, small_backbone: Path, data: Path) -> None:
-        summary = run(method, "learned", cache="auto")
-        assert "encoded in every epoch" in read_meta(summary.checkpoint).notes
-        # An earlier stage may learn from a cache.
-        staged = hasattr(blemish.methods.method_class(method), "stages")
-        assert staged or not list(summary.checkpoint.parent.parent.glob("cache/*"))
-        learned, plain = weights(summary), weights(run(method, "short", cache="auto", epochs=1))
-        moved = {name for name in learned if not torch.equal(learned[name], plain[name])}
-        assert moved & {"static_visual", "image.adapters.0.linear.weight"}
-
-    def test_a_cache_is_refused(self, method: str, run: Any) -> None:
-        with pytest.raises(BadOption, match="learns inside the image tower"):
-            run(method, cache="on")
-
-    def test_a_resumed_run_ends_with_the_same_bits(self, method: str, run: Any) -> None:
-        def interrupt(line: Any) -> None:
-            if line["phase"] == "training" and line["step"] == 7:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            run(method, "cut", show=interrupt)
-        assert same(weights(run(method, "cut", resume=True)), weights(run(method, "whole")))
-
-    def test_evaluation_and_detector_agree(
-        self, method: str, run: Any, small_backbone: Path, data: Path
-    ) -> None:
-        from blemish.data.layouts import open_dataset
-        from blemish.run.scoring import Scored, Scorer
-
-        made = {name: run(name, name, epochs=1).checkpoint for name in (method, "vcp_clip")}
-        one = blemish.load(checkpoint=made[method], backbone=small_backbone, class_name="plate")
-        other = blemish.load(checkpoint=made["vcp_clip"], backbone=small_backbone)
-        other.clip = one.clip  # one group of network inputs
-        sample = open_dataset(data).samples[0]
-        scorer = Scorer({"inside": one, "frozen": other}, {}, lambda _: "plate")
-        assert sorted(scorer.shared_by.values()) == [1, 1]
-        ((_, outcome),) = scorer.score([scorer.prepare(sample, with_mask=False)])
-        for label, detector in (("inside", one), ("frozen", other)):
-            found, result = outcome[label], detector.predict(sample.image)
-            assert isinstance(found, Scored)
-            assert found.score == pytest.approx(result.score, abs=1e-5)
-            assert abs(found.map - result.map).max() < 1e-4
 
 
 class TestData:
@@ -528,69 +315,3 @@ def test_there_is_a_recipe_for_every_published_training() -> None:
     for method in ("anomaly_clip", "vcp_clip", "vcp_clip_plus", "vip2_clip", "gen_clip"):
         assert {f"train_{method}_visa", f"train_{method}_mvtec"} <= stems
     assert {"train_anomaly_clip_medical", "train_vip2_clip_medical"} <= stems
-
-
-def _command(out: Path, data: Path, backbone: Path, *more: str) -> list[str]:
-    fixed = ["-m", "blemish", "train", "anomaly_clip", "--data", str(data), "--backbone", str(backbone)]
-    sizes = ["--image-size", "48", "--batch-size", "4", "--threads", "1", "--cache", "off"]
-    return [*fixed, *sizes, "-o", str(out), *more]
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_and_resumed(tmp_path: Path, data: Path, small_backbone: Path) -> None:
-    whole = tmp_path / "whole"
-    call = [sys.executable, *_command(whole, data, small_backbone, "--epochs", "12")]
-    subprocess.run(call, check=True, capture_output=True)
-    cut = tmp_path / "cut"
-    again = [sys.executable, *_command(cut, data, small_backbone, "--epochs", "12", "--resume")]
-    for seconds in (0.1, 0.4):
-        process = subprocess.Popen(again, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while not (cut / "metrics.jsonl").exists() and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(seconds)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    subprocess.run(again, check=True, capture_output=True)
-    assert same(load_file(whole / "checkpoint.safetensors"), load_file(cut / "checkpoint.safetensors"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("batch", ["4", "5"])
-def test_two_processes_learn_what_one_does(
-    batch: str, tmp_path: Path, data: Path, small_backbone: Path
-) -> None:
-    more = ["--epochs", "1", "--batch-size", batch]
-    one, two = tmp_path / "one", tmp_path / "two"
-    subprocess.run(
-        [sys.executable, *_command(one, data, small_backbone, *more)], check=True, capture_output=True
-    )
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
-    done = subprocess.run(
-        [sys.executable, *launcher, *_command(two, data, small_backbone, *more)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    a, b = (load_file(out / "checkpoint.safetensors") for out in (one, two))
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=0, atol=2e-5)
-    first, second = lines(one), lines(two)
-    assert len(first) == len(second)
-    assert first[0]["loss"] == pytest.approx(second[0]["loss"], rel=1e-5)
-
-
-def test_nothing_is_shown_without_a_terminal(
-    tmp_path: Path, data: Path, small_backbone: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    from blemish.cli import main
-
-    arguments = _command(tmp_path / "run", data, small_backbone, "--epochs", "1", "--json")[2:]
-    assert main(arguments) == 0
-    captured = capfd.readouterr()
-    assert json.loads(captured.out)["steps"] == 5
-    assert "checkpoint:" in captured.err
-    assert "\r" not in captured.err
-    assert main(arguments) == 2
-    assert "--resume" in capfd.readouterr().err
-    logging.getLogger().handlers.clear()
