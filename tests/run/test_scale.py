@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import socket
+import struct
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -19,7 +23,7 @@ from blemish.cli import main
 from blemish.config import PredictOptions
 from blemish.errors import BadOption, BlemishError, OutputError, UnknownName
 from blemish.output.tables import read_records
-from blemish.run import scale
+from blemish.run import scale, scale_ray
 from blemish.run.scale import cut_units
 from blemish.run.scale_inputs import Item, list_items, read_rows, read_url
 from blemish.run.scale_ray import Fault, Pool, UnitWorker, _check_address, _pool, opened, packed
@@ -156,6 +160,89 @@ def test_nobody_at_the_address(draw: Draw, tmp_path: Path, capsys: pytest.Captur
     text = capsys.readouterr().err
     assert f"no Ray cluster answers at {address}" in text and text.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("reply", "cause"),
+    [
+        (b"HTTP/1.0 400 Bad Request\r\n\r\n", "is no Ray cluster; expected HOST:PORT"),
+        (b"", "no Ray cluster answers"),
+        (None, "(timed out); is it running?"),
+    ],
+)
+def test_somebody_else_at_the_address(
+    reply: bytes | None,
+    cause: str,
+    draw: Draw,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """Servers that answer something else, close, or say nothing, for which Ray would wait for minutes."""
+    monkeypatch.setattr(scale_ray, "PATIENCE", 0.3)
+    over = threading.Event()
+
+    def serve(server: socket.socket) -> None:
+        connection = server.accept()[0]
+        with connection:
+            if reply:
+                connection.recv(1000)
+                connection.sendall(reply)
+            elif reply is not None:
+                # Closed without having read: the client sees a reset.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                return
+            over.wait(20)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, args=(server,))
+        thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        try:
+            picture = draw("a.png")
+            options = ["--engine", "ray", "--address", address, "-o", str(picture.parent / "out")]
+            assert main(["predict", str(picture), *options]) == 2
+        finally:
+            over.set()
+            thread.join()
+    text = capsys.readouterr().err
+    assert cause in text and address in text and text.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "said", "error", "expected"),
+    [
+        (
+            "h:1",
+            b"W rpc InvalidAuthToken: wrong\n" * 20,
+            ConnectionError("Failed"),
+            "at h:1 asks for a token",
+        ),
+        (
+            "h:1",
+            b"W no connection\n",
+            RuntimeError("Version mismatch:\n  Ray: 1"),
+            "(Version mismatch: Ray: 1)",
+        ),
+        (
+            None,
+            b"",
+            Exception("timed out during startup"),
+            "Ray did not start here (timed out during startup)",
+        ),
+    ],
+)
+def test_what_ray_says_becomes_one_line(
+    address: str | None, said: bytes, error: Exception, expected: str, capfd: pytest.CaptureFixture
+) -> None:
+    def init(**_: object) -> None:
+        os.write(2, said)
+        raise error
+
+    with pytest.raises(BadOption) as caught:
+        scale_ray._start(SimpleNamespace(init=init), address, 1, 1)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "after\n"
 
 
 def test_without_the_extra(

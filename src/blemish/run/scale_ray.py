@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import pickle
 import signal
 import socket
+import sys
+import tempfile
 import threading
 import warnings
 import zlib
@@ -26,6 +29,9 @@ CORES_PER_WORKER = 4
 RETRIES = 1
 UNITS_AHEAD = 2  # per worker: the next one waits there while one is scored
 PATIENCE = 5.0  # seconds that the address of a cluster may take to answer
+# What every client of HTTP/2, and so of gRPC and Ray, says first: its preface, and settings without any in them.
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+SETTINGS_FRAME = 4
 
 
 @dataclass(frozen=True)
@@ -202,15 +208,47 @@ def _start(ray: Any, address: str | None, workers: int | None, threads: int | No
     handlers = (
         {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
     )
+    said = io.BytesIO()
     try:
-        ray.init(**options)
-    except (ConnectionError, OSError, ValueError, RuntimeError) as error:
-        where = "here" if address in (None, "local") else f"at {address}"
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise BadOption(f"no Ray cluster {where} ({first}); name the address of a running one") from error
+        with contextlib.nullcontext() if "num_cpus" in options else _overheard(said):
+            ray.init(**options)
+    except Exception as error:  # Ray raises what comes to hand, bare ones too
+        raise _no_cluster(address, error, said.getvalue()) from error
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _overheard(said: io.BytesIO) -> Iterator[None]:
+    """Keep what is written to standard error meanwhile: Ray's core writes there by itself, line after line."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file:
+        terminal = os.dup(2)
+        try:
+            os.dup2(file.fileno(), 2)
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            file.seek(0)
+            said.write(file.read())
+
+
+def _no_cluster(address: str | None, error: Exception, said: bytes) -> BadOption:
+    """Why a cluster could not be joined or started. said: what Ray's core wrote meanwhile."""
+    cause = " ".join(str(error).split())[:200] or type(error).__name__
+    if address in (None, "local"):
+        return BadOption(
+            f"Ray did not start here ({cause}); name the address of a running cluster, or try again"
+        )
+    if type(error).__name__ == "AuthenticationError" or b"InvalidAuthToken" in said:
+        return BadOption(
+            f"the Ray cluster at {address} asks for a token, and this program has none or another; "
+            f"set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what `ray get-auth-token` prints there"
+        )
+    return BadOption(f"no Ray cluster at {address} ({cause}); name the address of a running one")
 
 
 def _check_address(address: str | None) -> None:
@@ -229,10 +267,26 @@ def _check_address(address: str | None) -> None:
             f"address is {address!r}; expected HOST:PORT as `ray start --head` prints it, auto, or local"
         )
     try:
-        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+        with socket.create_connection((host.strip("[]"), int(port)), PATIENCE) as connection:
+            greeted = _is_grpc(connection)
     except (OSError, OverflowError, UnicodeError) as error:
         cause = (getattr(error, "strerror", None) or str(error)).lower()
         raise BadOption(f"no Ray cluster answers at {address} ({cause}); is it running?") from error
+    if not greeted:
+        raise BadOption(
+            f"what answers at {address} is no Ray cluster; expected HOST:PORT as `ray start --head` prints it"
+        )
+
+
+def _is_grpc(connection: socket.socket) -> bool:
+    """Whether a server of gRPC answers, which sends its settings at once; Ray itself would wait for minutes."""
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return True
+    connection.sendall(GREETING)
+    frame = b""
+    while len(frame) < 4 and (more := connection.recv(4 - len(frame))):
+        frame += more
+    return len(frame) == 4 and frame[3] == SETTINGS_FRAME
 
 
 def _pool(found: dict[str, float], workers: int | None, threads: int | None, device: str) -> Pool:
