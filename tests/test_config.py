@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from blemish.config import PredictOptions, parse_settings, read_config, typed_options
+from blemish.deploy.export_options import ExportOptions
+from blemish.deploy.serve_options import ServeOptions
 from blemish.errors import BadOption, UnknownName
 
 
@@ -40,6 +43,30 @@ def test_configuration_files(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(BadOption, match=r"c\.toml"):
             read_config(path)
+
+
+def test_commands_refuse_the_same_seeds_and_counts() -> None:
+    from blemish.run.calibrate import CalibrateOptions
+    from blemish.run.evaluate_options import EvaluateOptions
+    from blemish.run.recipe import TrainOptions
+
+    kinds: tuple[tuple[type, dict[str, Any]], ...] = (
+        (PredictOptions, {}),
+        (ServeOptions, {}),
+        (ExportOptions, {"out": "m.onnx"}),
+        (EvaluateOptions, {}),
+        (CalibrateOptions, {"data": "d"}),
+        (TrainOptions, {"method": "coop"}),
+    )
+    for kind, needed in kinds:
+        assert kind(**needed, seed=2**63 - 1).seed == 2**63 - 1
+        for seed in (-1, 2**63):
+            with pytest.raises(BadOption, match=f"seed is {seed}; expected 0 to 9223372036854775807"):
+                kind(**needed, seed=seed)
+        for name in {"batch_size", "threads"} & set(kind.__dataclass_fields__):
+            if kind is not ExportOptions:  # whose threads `blemish.load` checks
+                with pytest.raises(BadOption, match=f"{name} is 0; expected at least 1"):
+                    kind(**needed, **{name: 0})
 
 
 def test_typed_options() -> None:

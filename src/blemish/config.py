@@ -71,12 +71,8 @@ class PredictOptions(LoadOptions):
     address: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "limit", "threads", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise BadOption(f"{name} is {value}; expected at least 1")
-        if not 0 <= self.seed < 2**63:
-            raise BadOption(f"seed is {self.seed}; expected 0 to {2**63 - 1}")
+        check_counts(self, "batch_size", "limit", "threads", "workers")
+        check_seed(self.seed)
         check_engine(self.engine, self.workers, self.address)
         for kind in self.kinds:
             if kind not in SAVED_KINDS:
@@ -87,6 +83,20 @@ class PredictOptions(LoadOptions):
         """`save` as a tuple: "overlay,map" and ["overlay", "map"] are the same, "none" is nothing."""
         given = self.save.split(",") if isinstance(self.save, str) else self.save
         return tuple(dict.fromkeys(kind.strip() for kind in given if kind.strip() not in ("", "none")))
+
+
+def check_counts(options: object, *names: str) -> None:
+    """Refuse numbers below 1 in these fields; None is none given. Raises BadOption."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise BadOption(f"{name} is {value}; expected at least 1")
+
+
+def check_seed(seed: int | None) -> None:
+    """Refuse seeds that random generators do not take; None is none given. Raises BadOption."""
+    if seed is not None and not 0 <= seed < 2**63:
+        raise BadOption(f"seed is {seed}; expected 0 to {2**63 - 1}")
 
 
 def check_engine(engine: str, workers: int | None, address: str | None) -> None:
@@ -125,18 +135,24 @@ def merge_options(
     return kind(**typed_options(kind, chosen, owner)), own
 
 
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The tables and values of a TOML file. what: it holds, for the error text. Raises BadOption."""
+    try:
+        with path.expanduser().open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        cause = (error.strerror or str(error)).lower()
+        raise BadOption(f"cannot read the {what} {path}: {cause}") from error
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, thousands of digits or of brackets
+        raise BadOption(f"{path} is not valid TOML: {error}") from error
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The keys and values of a flat TOML file; keys may be written with `-` or `_`.
 
     Raises BadOption when the file is missing, is not TOML, or has tables (a configuration is flat).
     """
-    try:
-        with path.open("rb") as file:
-            data = tomllib.load(file)
-    except OSError as error:
-        raise BadOption(f"cannot read the configuration {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, thousands of digits or of brackets
-        raise BadOption(f"{path} is not valid TOML: {error}") from error
+    data = read_toml(path, "configuration")
     for key, value in data.items():
         if isinstance(value, dict):
             raise BadOption(f"{path}: [{key}] is a table; write the options flat, as in image_size = 518")
@@ -149,13 +165,7 @@ def read_class_names(path: Path) -> dict[str, str]:
     Names with spaces are written in quotes. Raises BadOption when the file is missing, is not TOML, is empty, or has
     values that are no words.
     """
-    try:
-        with path.expanduser().open("rb") as file:
-            found = tomllib.load(file)
-    except OSError as error:
-        raise BadOption(f"cannot read the class names {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, thousands of digits or of brackets
-        raise BadOption(f"{path} is not valid TOML: {error}") from error
+    found = read_toml(path, "class names")
     for name, words in found.items():
         if not isinstance(words, str) or not words.strip():
             raise BadOption(

@@ -135,8 +135,8 @@ def _predict(
     stream: bool,
 ) -> int:
     """Run it and summarise. again: `resume` and `overwrite`. stream: records on standard output."""
-    begin = _at_scale if options.engine == "ray" else _here
-    run = begin(inputs, options, own, again)
+    here = options.engine == "local"
+    run = _here(inputs, options, own, again) if here else _at_scale(inputs, options, own)
     try:
         with stop_on_kill(), progress(quiet) as show:
             summary = run(
@@ -150,7 +150,8 @@ def _predict(
         say(f"interrupted; what is done is in {options.out}, the same command with --resume goes on")
         return EXIT_INTERRUPTED
     if not quiet:
-        _summarise(summary, options)
+        _summarise(summary)
+        say(f"gallery: {summary.gallery}" if here else f"results: {options.out.rstrip('/')}/results")
     return summary.exit_code
 
 
@@ -181,7 +182,7 @@ def _here(
 
 
 def _at_scale(
-    inputs: Sequence[str], options: PredictOptions, own: Mapping[str, Any], again: Mapping[str, bool]
+    inputs: Sequence[str], options: PredictOptions, own: Mapping[str, Any]
 ) -> "Callable[..., RunSummary]":
     """The run on the workers of --engine ray."""
     from blemish.run.scale import Crew, predict_at_scale
@@ -215,7 +216,7 @@ def _record_line(record: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _summarise(summary: "RunSummary", options: PredictOptions) -> None:
+def _summarise(summary: "RunSummary") -> None:
     parts = [f"{summary.done} of {summary.total} images done"]
     if summary.skipped:
         parts.append(f"{summary.skipped} of them earlier")
@@ -224,8 +225,3 @@ def _summarise(summary: "RunSummary", options: PredictOptions) -> None:
     if summary.failed:
         parts.append(f"{summary.failed} failed")
     say(f"{', '.join(parts)}; {summary.seconds:.1f} s")
-    say(
-        f"results: {options.out.rstrip('/')}/results"
-        if options.engine == "ray"
-        else f"gallery: {summary.gallery}"
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from blemish.config import check_seed
 from blemish.errors import BadOption
 
 LOADING = (
@@ -51,8 +52,7 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.out is None:
             raise BadOption("no file named for the model; pass -o model.onnx, or -o model.xml for OpenVINO")
-        if not 0 <= self.seed < 2**63:
-            raise BadOption(f"seed is {self.seed}; expected 0 to {2**63 - 1}")
+        check_seed(self.seed)
 
     @property
     def loading(self) -> dict[str, Any]:

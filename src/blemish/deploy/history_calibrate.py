@@ -21,7 +21,7 @@ from blemish.run.calibrate import (
     CalibrateOptions,
     Calibration,
     calibration_target,
-    write_thresholds,
+    keep_thresholds,
 )
 
 FEWEST = 2  # of a kind
@@ -65,13 +65,7 @@ def calibrate_from_history(
     finally:
         database.close()
     found = _thresholds(verdicts, options.false_alarm_rate, name)
-    changes: dict[str, Any] = {}
-    if options.image_size is not None:
-        changes["image_size"] = detector.setup.image_size
-    if own:
-        changes["options"] = detector.setup.options
-    write_thresholds(detector, options.checkpoint, target, found, changes)
-    return replace(found, checkpoint=target)
+    return keep_thresholds(detector, options, own, target, found)
 
 
 def models_of(history: History, detector: Detector, checkpoint: Path | None, name: str) -> set[str]:

@@ -7,10 +7,10 @@ import math
 import socket
 from dataclasses import dataclass
 
-from blemish.config import LoadOptions
+from blemish.config import LoadOptions, check_counts, check_seed
 from blemish.errors import BadOption
 
-COUNTS = ("max_bytes", "max_pixels", "max_images", "queue", "batch_size")
+COUNTS = ("max_bytes", "max_pixels", "max_images", "queue", "batch_size", "threads")
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,14 @@ class ServeOptions(LoadOptions):
     timeout: float = 60.0
 
     def __post_init__(self) -> None:
-        for name in COUNTS:
-            if getattr(self, name) < 1:
-                raise BadOption(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.threads is not None and self.threads < 1:
-            raise BadOption(f"threads is {self.threads}; expected at least 1")
+        check_counts(self, *COUNTS)
+        check_seed(self.seed)
         if not 0 <= self.port <= 65535:
             raise BadOption(f"port is {self.port}; expected 1 to 65535, or 0 for a free one")
         if not (math.isfinite(self.timeout) and self.timeout > 0):
             raise BadOption(f"timeout is {self.timeout}; expected seconds above 0")
         if not 0 <= self.batch_wait_ms <= 10_000:
             raise BadOption(f"batch_wait_ms is {self.batch_wait_ms}; expected 0 to 10000 milliseconds")
-        if not 0 <= self.seed < 2**63:
-            raise BadOption(f"seed is {self.seed}; expected 0 to {2**63 - 1}")
         if self.queue < self.max_images:
             raise BadOption(
                 f"queue is {self.queue}, less than the {self.max_images} images allowed in a request; raise --queue or "

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from blemish.checkpoint import package_versions
+from blemish.config import check_counts
 from blemish.data.layouts import open_dataset
 from blemish.detector import Detector
 from blemish.device import machine, resolve_device, resolve_precision
@@ -65,10 +67,7 @@ class BenchmarkOptions:
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "limit", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise BadOption(f"{name} is {value}; expected at least 1")
+        check_counts(self, "batch_size", "limit", "threads")
 
 
 @dataclass(frozen=True)
@@ -269,31 +268,17 @@ class _Benchmark:
         detectors = {cell.name: detector for cell, detector in ready}
         options = self._evaluate_options(target)
         words = {k: v for k, v in names.items() if k in target.dataset.classes}
+        run = partial(
+            evaluate, detectors, target.dataset, folder, options, class_names=words, on_progress=show
+        )
+        resume = self.resume and folder.exists()
         try:
-            resume = self.resume and folder.exists()
-            evaluation = evaluate(
-                detectors,
-                target.dataset,
-                folder,
-                options,
-                class_names=words,
-                resume=resume,
-                overwrite=not resume,
-                on_progress=show,
-            )
+            evaluation = run(resume=resume, overwrite=not resume)
         except OutputError:
             if not resume:
                 raise
             # begun with another batch size or device, which no figure depends on
-            evaluation = evaluate(
-                detectors,
-                target.dataset,
-                folder,
-                options,
-                class_names=words,
-                overwrite=True,
-                on_progress=show,
-            )
+            evaluation = run(overwrite=True)
         seconds = (time.perf_counter() - started) / len(cells)
         found = {method.label: method for method in evaluation.methods}
         for cell in cells:

@@ -14,6 +14,7 @@ import torch
 
 from blemish.calibrate import ThresholdFinder, Thresholds
 from blemish.checkpoint import is_checkpoint, read_meta, rewrite_checkpoint
+from blemish.config import check_counts, check_seed
 from blemish.data.images import pixel_count
 from blemish.data.layouts import Dataset, open_dataset
 from blemish.data.samples import load_mask, load_pixels
@@ -69,10 +70,8 @@ class CalibrateOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise BadOption(f"{name} is {value}; expected at least 1")
+        check_counts(self, "batch_size", "threads")
+        check_seed(self.seed)
         if not self.data and self.from_db is None:
             raise BadOption("no pictures to calibrate on; name their folder with --data")
         if self.data and self.from_db is not None:
@@ -148,13 +147,7 @@ def calibrate_checkpoint(
         batch_size=options.batch_size,
         on_progress=on_progress,
     )
-    changes: dict[str, Any] = {}
-    if options.image_size is not None:
-        changes["image_size"] = detector.setup.image_size
-    if own:
-        changes["options"] = detector.setup.options
-    write_thresholds(detector, options.checkpoint, target, found, changes)
-    return replace(found, checkpoint=target)
+    return keep_thresholds(detector, options, own, target, found)
 
 
 def calibrate(
@@ -331,6 +324,23 @@ def calibration_target(options: CalibrateOptions, overwrite: bool) -> Path:
 
 def _is_embedded(path: Path) -> bool:
     return path.resolve().parent == EMBEDDED.resolve()
+
+
+def keep_thresholds(
+    detector: Detector,
+    options: CalibrateOptions,
+    own: Mapping[str, Any] | None,
+    target: Path,
+    found: Calibration,
+) -> Calibration:
+    """Write what was found into `target`, with what else was asked for and the checkpoint does not say."""
+    changes: dict[str, Any] = {}
+    if options.image_size is not None:
+        changes["image_size"] = detector.setup.image_size
+    if own:
+        changes["options"] = detector.setup.options
+    write_thresholds(detector, options.checkpoint, target, found, changes)
+    return replace(found, checkpoint=target)
 
 
 def write_thresholds(

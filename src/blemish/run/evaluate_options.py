@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from blemish.config import check_engine
+from blemish.config import check_counts, check_engine, check_seed
 from blemish.detector import Detector
 from blemish.errors import BadOption, UnknownName
 from blemish.metrics import MetricOptions
@@ -54,12 +54,8 @@ class EvaluateOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise BadOption(f"{name} is {value}; expected at least 1")
-        if not 0 <= self.seed < 2**63:
-            raise BadOption(f"seed is {self.seed}; expected 0 to {2**63 - 1}")
+        check_counts(self, "batch_size", "limit")
+        check_seed(self.seed)
         if self.resolution not in (None, "native") and not (
             isinstance(self.resolution, int) and self.resolution >= 1
         ):
@@ -128,8 +124,7 @@ class EvaluateCommand(EvaluateOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.workers is not None and self.workers < 1:
-            raise BadOption(f"workers is {self.workers}; expected at least 1")
+        check_counts(self, "workers")
         check_engine(self.engine, self.workers, self.address)
 
     @property

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from blemish.config import typed_options
+from blemish.config import read_toml, typed_options
 from blemish.data.catalog import CATALOG
 from blemish.errors import BadOption, UnknownName
 from blemish.methods import METHODS, make_config, options_of
@@ -150,13 +149,7 @@ def read_plan(path: Path) -> Plan:
     Raises BadOption when the file is missing, is not TOML, has an impossible value, or a key, method, dataset
     or option that does not exist; the text has the nearest name.
     """
-    try:
-        with path.open("rb") as file:
-            values = tomllib.load(file)
-    except OSError as error:
-        raise BadOption(f"cannot read the plan {path}: {(error.strerror or str(error)).lower()}") from error
-    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, thousands of digits or of brackets
-        raise BadOption(f"{path} is not valid TOML: {error}") from error
+    values = read_toml(path, "plan")
     try:
         return parse_plan(values, path.parent, path.stem)
     except (BadOption, UnknownName) as error:

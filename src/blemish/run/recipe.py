@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from blemish.config import check_counts, check_seed
 from blemish.data.augment import AUGMENTATIONS
 from blemish.detector import check_image_size
 from blemish.device import PRECISIONS
@@ -75,10 +76,8 @@ class TrainOptions:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "threads", "limit", "map_size", "threshold_images"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise BadOption(f"{name} is {value}; expected at least 1")
+        check_counts(self, "epochs", "batch_size", "threads", "limit", "map_size", "threshold_images")
+        check_seed(self.seed)
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise BadOption(f"learning_rate is {self.learning_rate}; expected a number above 0")
         if self.weight_decay is not None and not 0 <= self.weight_decay < math.inf:
