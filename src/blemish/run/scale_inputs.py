@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -182,7 +183,7 @@ class _Listing:
         elif not path.strip():
             self.add(label, _relative(label), f"{table}#{number}", error="the row has no path")
         else:
-            source = path if is_url(path) or path.startswith("/") else f"{folder}/{path}"
+            source = path if is_url(path) or path.startswith("/") else _beside(folder, path)
             self.add(label, _relative(path), source)
 
 
@@ -292,6 +293,14 @@ def _is_local_table(text: str) -> bool:
     except OSError:
         return False
     return not endings.isdisjoint(TABLE_ENDINGS) and endings.isdisjoint(IMAGE_ENDINGS)
+
+
+def _beside(folder: str, path: str) -> str:
+    """A path relative to a folder, or to a URL of one, below which nobody else resolves ".."."""
+    if not is_url(folder) or ".." not in path.split("/"):
+        return f"{folder}/{path}"
+    protocol, _, place = folder.partition("://")
+    return f"{protocol}://{posixpath.normpath(f'{place}/{path}')}"
 
 
 def _relative(name: str) -> Path:
