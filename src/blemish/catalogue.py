@@ -64,7 +64,8 @@ def checkpoints() -> list[dict[str, Any]]:
     for path in sorted(EMBEDDED.glob("*.safetensors")):
         if is_checkpoint(path):
             meta = read_meta(path)
-            about = f"embedded, {meta.backbone}, trained on {meta.auxiliary or 'unnamed data'}"
+            made = f"trained on {meta.auxiliary}" if meta.auxiliary else "thresholds alone"
+            about = f"embedded, {meta.backbone}, {made}"
             rows.append({"name": meta.method, "about": about, "file": path.name})
     return rows
 
