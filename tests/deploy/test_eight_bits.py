@@ -164,6 +164,11 @@ def test_openvino(given: int | None, bias: bool, tmp_path: Path, capsys: pytest.
     assert rounded_shapes(small) == rows | ({(48, 64)} if given is None else set()) | (
         {(48, 3, 3, 3)} if given is None or bias else set()
     )
+    assert {kind for op in small.get_ops() for kind in readers_of_eight_bits(op)} <= {
+        "MatMul",
+        "Convolution",
+        "ShapeOf",
+    }
     found = core.compile_model(small, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(np.stack(inputs()))
     expected = exact(np.stack(inputs()))
     for place, limit in ((0, 0.1), (1, 0.15)):
@@ -172,6 +177,13 @@ def test_openvino(given: int | None, bias: bool, tmp_path: Path, capsys: pytest.
         assert np.corrcoef(found[place].ravel(), expected[place].ravel())[0, 1] > 0.98
     # Standard output belongs to results.
     assert capsys.readouterr().out == ""
+
+
+def readers_of_eight_bits(operation: Any) -> set[str]:
+    """Kinds of what reads an 8-bit activation of an OpenVINO model; nothing for other operations."""
+    if operation.get_type_name() != "FakeQuantize":
+        return set()
+    return {given.get_node().get_type_name() for given in operation.output(0).get_target_inputs()}
 
 
 def rounded_shapes(model: Any) -> set[tuple[int, ...]]:

@@ -100,11 +100,10 @@ def quantise_openvino(model: Any, inputs: Sequence[np.ndarray] | None, image_siz
     with _without_bars():
         nncf: Any = require("nncf")
         nncf.set_log_level(logging.ERROR)
-        names = _exact_products(model, image_size)
         if inputs is None:
-            exact = nncf.IgnoredScope(names=names, validate=False)
+            exact = nncf.IgnoredScope(names=_exact_products(model, image_size), validate=False)
             return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM, ignored_scope=exact)
-        exact = nncf.IgnoredScope(names=[*names, *_wrong_in_eight_bits(model)], validate=False)
+        exact = nncf.IgnoredScope(names=_exact_operations(model, image_size), validate=False)
         dataset = nncf.Dataset([pixels[None] for pixels in inputs])
         return nncf.quantize(
             model,
@@ -153,6 +152,16 @@ def _exact_products(model: Any, image_size: int) -> list[str]:
             if not any(_is_layer(tuple(s.get_shape()), image_size) for s in constants):
                 found.append(node.get_friendly_name())
     return found
+
+
+def _exact_operations(model: Any, image_size: int) -> list[str]:
+    """Names of all operations of an OpenVINO model that stay exact with 8-bit activations.
+
+    nncf would quantise more than layers: the factors of attention, and maps before they are enlarged.
+    """
+    exact = {*_exact_products(model, image_size), *_wrong_in_eight_bits(model)}
+    nodes = [(node.get_friendly_name(), node.get_type_name()) for node in model.get_ops()]
+    return [name for name, kind in nodes if name in exact or kind not in (*OPENVINO_LAYERS, "Constant")]
 
 
 def _wrong_in_eight_bits(model: Any) -> list[str]:
