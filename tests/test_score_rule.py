@@ -131,3 +131,21 @@ def test_thresholds_are_written_with_what_they_hold_for(tmp_path: Path, small_ch
     meta = read_meta(target)
     assert (meta.score_rule, meta.tile, meta.overlap) == ("max", "square", 0.5)
     assert meta.image_threshold == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("method", ["clip_ac", "anomaly_clip"])
+def test_thresholds_without_learned_parts_are_of_the_backbone_at_hand(
+    tmp_path: Path, small_checkpoint: Make, method: str
+) -> None:
+    from blemish.calibrate import ThresholdFinder
+    from blemish.run.calibrate import Calibration, write_thresholds
+
+    finder = ThresholdFinder()
+    for score, label in ((0.2, 0), (0.8, 1)):
+        finder.update_score(score, label)
+    source, target = small_checkpoint(method, backbone_fingerprint="another"), tmp_path / "own.safetensors"
+    detector = blemish.load(checkpoint=source)
+    write_thresholds(detector, str(source), target, Calibration(finder.best_f1(), "drawn", 2), {})
+    here = detector.setup.backbone_fingerprint
+    assert here not in ("", "another")
+    assert read_meta(target).backbone_fingerprint == (here if method == "clip_ac" else "another")

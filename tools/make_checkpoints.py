@@ -24,7 +24,9 @@ ROOT = Path(__file__).parents[1]
 TINY = ROOT / "src/blemish/clip/tiny"
 RECIPES = ROOT / "recipes"
 # Methods that learn nothing: their options with `tiny` (`choose_default.py`) and thresholds are all that is kept.
-PLAIN = {"clip_ac": ["temperature=0.07", "noun=object"]}
+PLAIN = {
+    "clip_ac": ["--set", "temperature=0.07", "--set", "noun=object", "--score-rule", f"topk:{320 * 320 // 100}"]
+}
 PICTURES, HELD, SIZE = 800, 400, 320
 FALSE_ALARMS = 0.1
 
@@ -97,7 +99,7 @@ def make(method: str, out: Path) -> None:
         FALSE_ALARMS,
     ]
     if method in PLAIN:
-        blemish(*thresholds, "--method", method, *(word for own in PLAIN[method] for word in ("--set", own)))
+        blemish(*thresholds, "--method", method, *PLAIN[method])
         install(ready, TINY / f"{method}.safetensors")
         return
     if (RECIPES / f"embedded_{method}_text.toml").exists():

@@ -1,10 +1,10 @@
 """Make the embedded backbone `tiny`: a small CLIP trained on generated pictures with captions.
 
     python tools/train_tiny.py backbone -o runs/tiny     # resumable: run the same line again after a stop
-    python tools/train_tiny.py install -o runs/tiny      # its weights, as half precision, into src/blemish/clip/tiny
+    python tools/train_tiny.py install -o runs/tiny      # its weights, blended and as half precision, into src/blemish/clip/tiny
     python tools/make_checkpoints.py -o runs/embedded    # then the methods' own checkpoints
 
-The image tower stands on an ImageNet stem (`lite_stem.py`), frozen until the last phase. Three things are learned at
+The image tower stands on an ImageNet stem (`lite_stem.py`), frozen for the first phases. Three things are learned at
 once (`tiny_losses.py`): image-text contrast over captions; the state of the whole image against normal and anomalous
 prompts; the state of every patch (several depths, and the V-V stream that AnomalyCLIP reads) against the same prompts,
 inside and outside the masks. RUN/log.jsonl holds the losses, and the figures on pictures of held-out families.
@@ -81,14 +81,18 @@ class Phase:
     stem: int = 0
 
 
-# Constant rate on small pictures first, larger ones later, then a decay. The held-out families, which judge the first
-# phases, join in the last.
+# Constant rate on small pictures first, larger ones later, then a decay; then all of it once more at all sizes. The
+# held-out families, which judge the first phases, join in the third.
 RECIPE = (
     Phase(36_000, 128, 192, 4800, 8e-4, 8e-4),
     Phase(66_000, 160, 256, 6400, 8e-4, 6e-4),
     Phase(85_000, 192, 512, 7200, 6e-4, 2e-6, families="all", stem=3),
-    Phase(160_000, 192, 512, 7200, 6e-4, 2e-6, families="all", stem=3),
+    Phase(140_000, 192, 512, 7200, 6e-4, 2e-6, families="all", stem=3),
 )
+
+BLENDED, BLEND = 3, 0.2
+"""What is installed: the stem as it is at the end, and towers that are BLEND of the end's and for the rest those of the end
+of phase BLENDED. The last phase fits the generator ever better, and textures that it never drew worse."""
 
 
 def build_clip(folder: Path) -> CLIP:
@@ -260,6 +264,8 @@ def train_backbone(folder: Path, workers: int, threads: int) -> None:
         if time.time() - saved > SAVE_SECONDS or ended:
             saved = time.time()
             save_state(state_file, clip, optimiser, seen, log.seconds)
+        if rate(seen)[0] is not phase or ended:
+            save_state(phase_file(folder, RECIPE.index(phase) + 1), clip, optimiser, seen, log.seconds)
 
 
 def update(
@@ -283,10 +289,28 @@ def save_state(path: Path, clip: CLIP, optimiser: torch.optim.Optimizer, seen: i
     part.replace(path)
 
 
+def phase_file(folder: Path, number: int) -> Path:
+    """The state at the end of a phase, counted from 1."""
+    return folder / f"phase_{number}.pt"
+
+
+def blended(folder: Path) -> dict[str, Tensor]:
+    """Weights between those of two phases, as BLENDED and BLEND say."""
+    first, last = (
+        torch.load(phase_file(folder, number), map_location="cpu", weights_only=True)["clip"]
+        for number in (BLENDED, len(RECIPE))
+    )
+    kept = [name for name in last if name.startswith("visual.stem.") and "proj" not in name]
+    return {
+        name: value if name in kept or not value.is_floating_point() else torch.lerp(first[name], value, BLEND)
+        for name, value in last.items()
+    }
+
+
 def install(folder: Path, target: Path) -> None:
-    """Write the backbone in half precision, with its configuration and tokenizer, into `target`."""
+    """Write the blended backbone in half precision, with its configuration and tokenizer, into `target`."""
     clip = CLIP(CONFIG)
-    clip.load_state_dict(torch.load(folder / "state.pt", map_location="cpu", weights_only=True)["clip"])
+    clip.load_state_dict(blended(folder))
     clip.tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     save_clip(clip.half(), target)
 
