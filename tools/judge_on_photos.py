@@ -61,7 +61,9 @@ def judge(backbone: str, samples: dict[str, list[Pair]]) -> list[float]:
                 raw = detector.infer([detector.prepare(image)])[0]
                 values = np.asarray(raw.map)
                 by_score.update(bool(marked.any()), raw.score, values[::2, ::2], marked[::2, ::2])
-                by_map.update(bool(marked.any()), image_score(f"topk:{SIZE * SIZE // 100}", values, raw.score))
+                by_map.update(
+                    bool(marked.any()), image_score(f"topk:{SIZE * SIZE // 100}", values, raw.score)
+                )
         figures = by_score.compute()
         rows.append(
             [float(figures["image_auroc"]), float(by_map.compute()["image_auroc"])]

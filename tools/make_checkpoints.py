@@ -25,7 +25,14 @@ TINY = ROOT / "src/blemish/clip/tiny"
 RECIPES = ROOT / "recipes"
 # Methods that learn nothing: their options with `tiny` (`choose_default.py`) and thresholds are all that is kept.
 PLAIN = {
-    "clip_ac": ["--set", "temperature=0.07", "--set", "noun=object", "--score-rule", f"topk:{320 * 320 // 100}"]
+    "clip_ac": [
+        "--set",
+        "temperature=0.07",
+        "--set",
+        "noun=object",
+        "--score-rule",
+        f"topk:{320 * 320 // 100}",
+    ]
 }
 PICTURES, HELD, SIZE = 800, 400, 320
 FALSE_ALARMS = 0.1

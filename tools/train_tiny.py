@@ -302,7 +302,9 @@ def blended(folder: Path) -> dict[str, Tensor]:
     )
     kept = [name for name in last if name.startswith("visual.stem.") and "proj" not in name]
     return {
-        name: value if name in kept or not value.is_floating_point() else torch.lerp(first[name], value, BLEND)
+        name: value
+        if name in kept or not value.is_floating_point()
+        else torch.lerp(first[name], value, BLEND)
         for name, value in last.items()
     }
 
