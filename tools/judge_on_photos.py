@@ -4,8 +4,8 @@
 
 Training sees generated pictures only, and after long training its own families judge too kindly. Here each crop of a
 photo (a temple, a flower) is shown as it is and with generated defects, so that content is the same in both halves.
-Prints the image AUROC by the method's score and by the map's largest hundredth, the pixel AUROC and AUPRO, each the mean
-over the two photos, by the plain prompts of `clip_ac`.
+Prints the image AUROC by the method's score and by the map's largest hundredth, the pixel AUROC and AUPRO, each the
+mean over the two photos, by the plain prompts of `clip_ac`.
 """
 
 from __future__ import annotations

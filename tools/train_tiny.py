@@ -1,7 +1,7 @@
 """Make the embedded backbone `tiny`: a small CLIP trained on generated pictures with captions.
 
     python tools/train_tiny.py backbone -o runs/tiny     # resumable: run the same line again after a stop
-    python tools/train_tiny.py install -o runs/tiny      # its weights, blended and as half precision, into src/blemish/clip/tiny
+    python tools/train_tiny.py install -o runs/tiny      # its weights, blended and halved, into src/blemish/clip/tiny
     python tools/make_checkpoints.py -o runs/embedded    # then the methods' own checkpoints
 
 The image tower stands on an ImageNet stem (`lite_stem.py`), frozen for the first phases. Three things are learned at
@@ -91,8 +91,8 @@ RECIPE = (
 )
 
 BLENDED, BLEND = 3, 0.2
-"""What is installed: the stem as it is at the end, and towers that are BLEND of the end's and for the rest those of the end
-of phase BLENDED. The last phase fits the generator ever better, and textures that it never drew worse."""
+"""What is installed: the stem as it is at the end, and towers that are BLEND of the end's and for the rest those of the
+end of phase BLENDED. The last phase fits the generator ever better, and textures that it never drew worse."""
 
 
 def build_clip(folder: Path) -> CLIP:

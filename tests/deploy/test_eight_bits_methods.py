@@ -51,8 +51,8 @@ def test_near_to_fp32(exact: Any, kind: str, measured: bool, tmp_path: Path) -> 
         small = quantise_openvino(openvino.Core().read_model(str(path)), ranges, SIDE)
         _save_openvino(small, target, meta.to_properties())
     after = parity.answers(open_engine(target, precision="fp32"), inputs)
-    assert parity.map_correlation(after, before) > (0.95 if measured else 0.99)
-    assert np.corrcoef(after.scores, before.scores)[0, 1] > 0.95
+    assert parity.map_correlation(after, before) > (0.93 if measured else 0.98)
+    assert np.corrcoef(after.scores, before.scores)[0, 1] > (0.9 if measured else 0.99)
     # How far scores of different pictures lie apart is the measure of a change.
     changes = np.abs(after.scores - before.scores)
-    assert 0 < changes.max() < (0.3 if measured else 0.1) * np.ptp(before.scores)
+    assert 0 < changes.mean() < (0.08 if measured else 0.03) * np.ptp(before.scores)

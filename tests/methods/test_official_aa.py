@@ -61,7 +61,6 @@ def test_names_of_the_papers_backbone() -> None:
 def test_the_image_file_with_the_text_file_beside_it(
     clip: CLIP, method: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("WARNING", logger="blemish")  # whatever a test of the command line left there
     same(read_official(save(tmp_path, method), clip), method, clip)
     assert "no scale" in caplog.text and "transductive_minmax" in caplog.text
     write_official(method, tmp_path / "both.pth")
