@@ -362,9 +362,8 @@ def write_thresholds(
         notes = "\n".join([*earlier, note])
         # Thresholds hold only for pictures that are cut and scored as they were here.
         changes = {**changes, "tile": setup.tile, "overlap": setup.overlap, "score_rule": setup.score_rule}
-        if (
-            not detector.method.state_dict()
-        ):  # nothing learned: all that the file says is of the backbone used here
+        # Where nothing is learned, all that the file says is of the backbone used here.
+        if not detector.method.state_dict():  # type: ignore[attr-defined]
             changes["backbone_fingerprint"] = setup.backbone_fingerprint
         rewrite_checkpoint(
             source, target, image_threshold=image, pixel_threshold=pixel, notes=notes, **changes
