@@ -18,8 +18,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(autouse=True)
 def heard_warnings() -> None:
-    """Warnings are heard in every test, whatever level the command line set in an earlier one."""
+    """Warnings are heard in every test, whatever levels the commands set in an earlier one."""
     logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("blemish").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
