@@ -17,10 +17,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 @pytest.fixture(autouse=True)
-def heard_warnings() -> None:
-    """Warnings are heard in every test, whatever levels the commands set in an earlier one."""
-    logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("blemish").setLevel(logging.NOTSET)
+def heard_warnings(caplog: pytest.LogCaptureFixture) -> None:
+    """Warnings are heard in every test, whatever the commands, Ray or nncf set on its handlers in an earlier one."""
+    root = logging.getLogger()
+    root.setLevel(logging.WARNING)
+    caplog.handler.setLevel(logging.NOTSET)
+    for name in [n for n in root.manager.loggerDict if n.split(".")[0] == "blemish"]:
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.NOTSET)
+        logger.handlers.clear()
+        logger.propagate, logger.disabled = True, False
 
 
 @pytest.fixture(scope="session")
