@@ -92,7 +92,7 @@ RECIPE = (
 
 BLENDED, BLEND = 3, 0.2
 """What is installed: the stem as it is at the end, and towers that are BLEND of the end's and for the rest those of the
-end of phase BLENDED. The last phase is better on generated pictures, and its towers worse on some real ones: docs/tiny.md."""
+end of phase BLENDED. Phase 4 is better on generated pictures, its towers worse on some real ones (docs/tiny.md)."""
 
 
 def build_clip(folder: Path) -> CLIP:
