@@ -3,12 +3,13 @@
     python benchmarks/inference.py [--methods M ...] [--batches 1 8] [--precisions fp32 bf16] [--json FILE]
 
 Every method, batch size and precision runs in a process of its own. In it the method and the plain tower (the same
-activation and position resizing, last tokens and class feature) take turns, after one round that does not count.
-Printed are medians over the rounds: seconds an image of both, their ratio, the share of the machine's matrix-multiply
-peak (products of the model's own shapes in the same precision, timed in the same run) that tower and method reach, and
-the peak memory of the process. A method's own arithmetic beyond the towers' blocks is not counted, so its share is a
-lower bound. Then, for each method, how far bf16 is from fp32 on the same weights and drawn pictures: largest
-difference of scores and smallest correlation of maps. With `--json`, what the file has is not measured again.
+activation and position resizing, last tokens and class feature) take turns, after a pass of one image each that does
+not count. Printed are medians over the rounds: seconds an image of both, their ratio, the share of the machine's
+matrix-multiply peak (products of the model's own shapes in the same precision, timed in the same run) that tower and
+method reach, and the peak memory of the process. A method's own arithmetic beyond the towers' blocks is not counted,
+so its share is a lower bound. Then, for each method, how far bf16 is from fp32 on the same weights and drawn pictures:
+largest difference of scores and smallest correlation of maps; with the random weights, whose maps are nearly constant,
+and with the trained ones of `tiny`. With `--json`, what the file has is not measured again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import blemish
 from blemish.clip.config import VisionConfig
 from blemish.clip.layers import resolve_layers
 from blemish.clip.model import CLIP
@@ -106,9 +108,10 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         "method": lambda: detector._forward(inputs),
         "tower": lambda: clip.encode_image(images, plain),
     }
-    found = {
-        name: [s / job["batch"] for s in times] for name, times in alternating(runs, job["repeats"]).items()
-    }
+    detector._forward(inputs[:1])
+    clip.encode_image(images[:1], plain)
+    taken = alternating(runs, job["repeats"], warm=True)
+    found = {name: [s / job["batch"] for s in times] for name, times in taken.items()}
     # Before the products below, which need memory of their own.
     memory = peak_memory_mib(clip.device)
     tokens = job["batch"] * ((job["size"] // vision.patch_size) ** 2 + 1)
@@ -130,14 +133,20 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 def compare(job: dict[str, Any]) -> dict[str, Any]:
     """How far a method in bf16 is from itself in fp32."""
     torch.set_num_threads(job["threads"])
-    clip = random_clip(torch.float32, job["blocks"])
-    exact = detector_of(clip, job["method"], job["size"])
+    if job["backbone"] == "tiny":
+        exact = blemish.load(job["method"], device="cpu", precision="fp32")
+    else:
+        exact = detector_of(random_clip(torch.float32, job["blocks"]), job["method"], job["size"])
+    clip, side = exact.clip, exact.setup.image_size
     drawn = drawn_samples(job["images"]).images
-    pictures = [preprocess(p, job["size"], clip.config.mean, clip.config.std) for p in drawn]
+    pictures = [preprocess(p, side, clip.config.mean, clip.config.std) for p in drawn]
     before = [exact._forward(p[None]) for p in pictures]
-    rough = Detector(clip.to(torch.bfloat16), exact.method, exact.setup)
-    # Kept text features are those of the other precision.
-    rough.method.eval()  # type: ignore[attr-defined]
+    if job["backbone"] == "tiny":
+        rough = blemish.load(job["method"], device="cpu", precision="bf16")
+    else:
+        rough = Detector(clip.to(torch.bfloat16), exact.method, exact.setup)
+        # Kept text features are those of the other precision.
+        rough.method.eval()  # type: ignore[attr-defined]
     after = [rough._forward(p[None]) for p in pictures]
     pairs = list(zip(before, after, strict=True))
     correlations = [np.corrcoef(a[0].ravel(), b[0].ravel())[0, 1] for a, b in pairs]
@@ -186,11 +195,12 @@ def main() -> None:
                 ratio = medians["fp32"] / medians["bf16"]
                 print(f"{method}, batch {batch}: bf16 is {ratio:.2f} times as fast as fp32", flush=True)
         if given.images and "bf16" in given.precisions:
-            own = {"method": method, "images": given.images}
-            results.get(
-                f"{method}, bf16 against fp32, {where}",
-                lambda own=own: in_own_process(__file__, common | own),
-            )
+            for backbone, at in (("ViT-L-14-336", where), ("tiny", f"tiny, {given.threads} threads")):
+                own = {"method": method, "images": given.images, "backbone": backbone}
+                results.get(
+                    f"{method}, bf16 against fp32, {at}",
+                    lambda own=own: in_own_process(__file__, common | own),
+                )
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from blemish.data.images import pixel_count
-from blemish.pipeline import ordered_map
-from blemish.predictor import DECODERS, PIXELS_IN_FLIGHT, Outputs, Predictor, Setup
+from blemish.pipeline import DECODERS, decoded_batches
+from blemish.predictor import Outputs, Predictor, Setup
 from timing import Results, alternating, conditions, heading, options, spread
 
 BAR = 60.0
@@ -57,16 +57,11 @@ def write_pictures(folder: Path, count: int, side: int) -> list[Path]:
 
 def read_all(predictor: Predictor, paths: Sequence[Path]) -> None:
     """Prepare every picture as `predict` does."""
-    found = ordered_map(
-        predictor.prepare,
-        paths,
-        workers=DECODERS,
-        ahead=16,
-        cost=pixel_count,
-        budget=PIXELS_IN_FLIGHT,
+    batches = decoded_batches(
+        predictor.prepare, paths, 8, cost=pixel_count, is_full=lambda batch: predictor.is_full(batch, 8)
     )
-    for _, future in found:
-        future.result()
+    for _ in batches:
+        pass
 
 
 def main() -> None:

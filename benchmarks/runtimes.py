@@ -7,6 +7,7 @@ pictures, one at a time; one pass before the runs does not count. Prints the med
 slowest, the ratio to torch fp32, the size of each file and the largest difference of its maps from torch's. int8 is of
 weights and activations, measured on the same pictures; "int8 weights" of weights alone. bf16 is left out where the
 processor has no instructions for it, as it would be very slow. `--only` names the rows wanted beside torch fp32.
+Exit status 1 when a row failed; the others are there all the same.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from blemish.deploy.engines import model_files, open_engine
 from blemish.deploy.export import export
 from blemish.deploy.parity import drawn_samples
 from blemish.detector import Detector, Setup
+from blemish.errors import BlemishError
 from blemish.machine import REPORTED_FLAGS, cpu_flags, cpu_name, has_fast_bf16, package_versions, system_name
 from blemish.methods import build
 
@@ -107,6 +109,7 @@ class Bench:
         for number, image in enumerate(pictures):
             Image.fromarray(image).save(self.pictures / f"{number}.png")
         self.exact: np.ndarray | None = None
+        self.failed: list[str] = []
         self.base = 0.0
 
     def rows(self) -> Iterator[Row]:
@@ -114,7 +117,11 @@ class Bench:
         yield self.measure(TORCH, lambda x: self.detector._forward(x)[:2])
         for model in MODELS:
             if self.wanted(model.label):
-                yield self.of_file(model)
+                try:
+                    yield self.of_file(model)
+                except (BlemishError, RuntimeError) as error:  # the other rows are not lost
+                    self.failed.append(model.label)
+                    print(f"{model.label:<26}failed: {error}", flush=True)
         if self.wanted(TORCH_BF16):
             yield self.measure(TORCH_BF16, self.in_bf16())
 
@@ -195,7 +202,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
 def main() -> None:
     """Print one line per runtime."""
     given = arguments(sys.argv[1:])
-    about, tables = machine(given.threads), []
+    about, tables, failed = machine(given.threads), [], False
     print(f"{about['cpu'] or about['system']}, {' '.join(about['flags'])}, {given.threads} threads")
     for backbone in given.backbone:
         detector = detector_of(backbone, given.method, given.image_size, given.threads)
@@ -206,16 +213,19 @@ def main() -> None:
         print(f"{'':<26}s an image (fastest to slowest)  ratio  file  maps differ by at most", flush=True)
         rows = []
         with tempfile.TemporaryDirectory(prefix="blemish-") as place:
-            for row in Bench(detector, given, Path(place)).rows():
+            bench = Bench(detector, given, Path(place))
+            for row in bench.rows():
                 print(line(row), flush=True)
                 rows.append(dataclasses.asdict(row))
+        failed |= bool(bench.failed)
         tables.append({"backbone": detector.setup.backbone, "image_size": size, "rows": rows})
-        del detector
+        del detector, bench
         gc.collect()
     if given.json is not None:
         known = {"benchmark": "runtimes", "method": given.method, "images": given.images, "runs": given.runs}
         values = known | {"machine": about, "versions": package_versions(), "tables": tables}
         given.json.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

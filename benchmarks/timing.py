@@ -62,10 +62,15 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def alternating(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each of `runs`, one after the other in every round, after a round that does not count."""
+def alternating(
+    runs: Mapping[str, Callable[[], object]], repeats: int, warm: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of each of `runs`, one after the other in every round, after a round that does not count.
+
+    warm: leave that round out, since the caller has already run them.
+    """
     found: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
+    for turn in range(int(warm), repeats + 1):
         for name, run in runs.items():
             taken = seconds(run)
             if turn:

@@ -33,6 +33,9 @@ def test_settings_are_read_as_toml() -> None:
     for wrong in ("a", "=1", "a=", "a=[1", 'a="x', "a=1\nb=2", "a=b c"):
         with pytest.raises(BadOption):
             parse_settings([wrong])
+    with pytest.raises(BadOption, match=r"""no value; for an empty text write --set 'noun=""'$"""):
+        parse_settings(["noun="])
+    assert parse_settings(['noun=""']) == {"noun": ""}
 
 
 def test_configuration_files(tmp_path: Path) -> None:

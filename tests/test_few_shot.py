@@ -254,6 +254,21 @@ def test_one_warning_without_a_class_name(
         assert capfd.readouterr().err.count('falls back to "object"') == count
 
 
+def test_one_warning_for_a_class_name_of_no_use(
+    small_checkpoint: Make, draw: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    inputs = [str(draw(f"in/{i}.png")) for i in range(3)]
+    told = ["--class-name", "nut", "--batch-size", "1", "-o", str(tmp_path / "out"), "--overwrite"]
+    for given, count in (
+        (["--checkpoint", str(small_checkpoint("vcp_clip"))], 1),
+        (["--checkpoint", str(small_checkpoint("april_gan"))], 0),
+        (["--method", "clip_ac"], 1),  # the embedded one names every class "object"
+        (["--method", "clip_ac", "--set", 'noun=""'], 0),
+    ):
+        assert main(["predict", *inputs, *given, *told]) == 0
+        assert capfd.readouterr().err.count("--class-name 'nut' changes nothing") == count
+
+
 def test_words_for_class_names(
     small_checkpoint: Make, draw: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,7 +24,7 @@ from blemish.metrics import ClassMetrics
 from blemish.score_rule import image_score
 from blemish.synth.camera import develop, expose, random_camera
 from blemish.synth.compose import Scene
-from blemish.synth.draw import _damage
+from blemish.synth.draw import damage
 from blemish.synth.families import SURFACE
 
 PHOTOS, SIZE = ("china.jpg", "flower.jpg"), 320
@@ -44,7 +44,7 @@ def pairs(name: str, count: int, seed: int) -> list[Pair]:
         scene = Scene(np.ascontiguousarray(image), np.ones((SIZE, SIZE), np.float32), "photo", SURFACE)
         camera = random_camera(rng, SIZE, scanner=False)
         clean = expose(scene.image, camera)
-        lit, mask, names = _damage(rng, scene, camera, clean, synth.Families())
+        lit, mask, names = damage(rng, scene, camera, clean, synth.Families())
         if names:
             found.append((develop(clean, camera), develop(lit, camera), mask))
     return found

@@ -205,6 +205,8 @@ def _literal(pair: str, text: str) -> Any:
     except (ValueError, RecursionError):
         if _BARE_WORD.fullmatch(text):
             return text
+    if not text:
+        raise BadOption(f"--set {pair!r}: no value; for an empty text write --set '{pair.strip()}\"\"'")
     raise BadOption(f'--set {pair!r}: cannot read the value; write numbers, true/false, "text" or [a, b]')
 
 

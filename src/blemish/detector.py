@@ -18,7 +18,7 @@ from blemish.data.transforms import SQUARES
 from blemish.device import machine, precision_name
 from blemish.errors import BadOption
 from blemish.machine import keep_freed_memory
-from blemish.predictor import DECODERS, PIXELS_IN_FLIGHT, Outputs, Predictor, Prepared, Raw, Setup, Source
+from blemish.predictor import Outputs, Predictor, Prepared, Raw, Setup, Source
 from blemish.types import Attends, Method, Remembers
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 __all__ = [
-    "DECODERS",
-    "PIXELS_IN_FLIGHT",
     "Detector",
     "Prepared",
     "Raw",
@@ -85,6 +83,11 @@ class Detector(Predictor):
     def needs_class_name(self) -> bool:
         """Whether the texts name what the pictures show, and nobody has said what that is."""
         return self.setup.class_name is None and uses_class_names(self.method)
+
+    @property
+    def ignores_class_name(self) -> bool:
+        """Whether somebody has said what the pictures show, and the texts have no place for it."""
+        return self.setup.class_name is not None and not uses_class_names(self.method)
 
     def machine(self) -> dict[str, Any]:
         """The processor, and the GPU where it is used."""
@@ -178,7 +181,7 @@ class Detector(Predictor):
     @torch.inference_mode()
     def _forward(self, inputs: np.ndarray, attention: bool = False) -> Outputs:
         """float32 (B, 3, S, S) -> float32 maps (B, S, S), scores (B,), and B attention maps where asked for."""
-        self.warn_without_class_name()
+        self.warn_about_class_name()
         images = torch.from_numpy(inputs).to(self.device)
         features = encode_for(self.clip, self.method, images)
         name = self.setup.class_name

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+DECODERS = 4
+PIXELS_IN_FLIGHT = 64_000_000
 
 
 def ordered_map(
@@ -52,3 +56,37 @@ def ordered_map(
             yield done, future
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def decoded_batches(
+    decode: Callable[[T], R],
+    items: Iterable[T],
+    batch_size: int,
+    *,
+    cost: Callable[[T], int],
+    is_full: Callable[[Sequence[R]], bool],
+) -> Generator[list[R], None, None]:
+    """`decode` every item in threads, ahead and with bounded pixels; yields the results in order, in batches.
+
+    cost: pixels of an item. is_full: whether a batch should be handed out as it is. An exception of `decode` is
+    raised after the batch of what came before it, one that is no Exception (such as KeyboardInterrupt) at once.
+    Closing the generator ends the threads, as with `ordered_map`.
+    """
+    found = ordered_map(
+        decode, items, workers=DECODERS, ahead=2 * batch_size, cost=cost, budget=PIXELS_IN_FLIGHT
+    )
+    batch: list[R] = []
+    failure: BaseException | None = None
+    with closing(found):
+        for _, future in found:
+            failure = future.exception()
+            if failure is not None:
+                break
+            batch.append(future.result())
+            if is_full(batch):
+                yield batch
+                batch = []
+        if batch and (failure is None or isinstance(failure, Exception)):
+            yield batch
+    if failure is not None:
+        raise failure

@@ -19,15 +19,13 @@ from blemish.data.images import pixel_count, read_image
 from blemish.data.transforms import SQUARES, Box, TileBlender, cut_boxes, map_to_size, preprocess
 from blemish.errors import BadImage, BadOption
 from blemish.machine import is_out_of_memory
-from blemish.pipeline import ordered_map
+from blemish.pipeline import PIXELS_IN_FLIGHT, decoded_batches
 from blemish.score_rule import NATIVE, image_score, top_k
 from blemish.types import Result
 
 Source = str | Path | Image.Image | np.ndarray
 # What a network returns for B inputs: maps (B, S, S) and scores (B,), float32, and B attention maps or None.
 Outputs = tuple[np.ndarray, np.ndarray, Sequence[np.ndarray | None]]
-DECODERS = 4
-PIXELS_IN_FLIGHT = 64_000_000
 log = logging.getLogger(__name__)
 
 
@@ -178,8 +176,19 @@ class Predictor(ABC):
     def _forward(self, inputs: np.ndarray, attention: bool = False) -> Outputs:
         """The network's answer to B inputs of one shape, as `_network_input` makes them."""
 
-    def warn_without_class_name(self) -> None:
-        """Say once that a method whose texts name the class has been told none; called before the first image."""
+    @property
+    def ignores_class_name(self) -> bool:
+        """Whether somebody has said what the pictures show, and the texts have no place for it."""
+        return False
+
+    def warn_about_class_name(self) -> None:
+        """Say once that the class is not named and should be, or is and need not; called before the first image."""
+        if not self._warned and self.ignores_class_name:
+            log.warning(
+                "the texts of %s, as it is set here, name no class; --class-name %r changes nothing",
+                self.setup.method,
+                self.setup.class_name,
+            )
         if not self._warned and self.needs_class_name:
             log.warning(
                 '%s puts class names into its texts and falls back to "object"; pass --class-name "what the '
@@ -209,30 +218,17 @@ class Predictor(ABC):
             )
         if batch_size < 1:
             raise BadOption(f"batch_size is {batch_size}; expected at least 1")
-        found = ordered_map(
+        batches = decoded_batches(
             self.prepare,
             images,
-            workers=DECODERS,
-            ahead=2 * batch_size,
+            batch_size,
             cost=pixel_count,
-            budget=PIXELS_IN_FLIGHT,
+            is_full=lambda batch: self.is_full(batch, batch_size),
         )
-        batch: list[Prepared] = []
-        failure: Exception | None = None
-        with closing(found):
-            for _, future in found:
-                if (error := future.exception()) is not None:
-                    if not isinstance(error, Exception):
-                        raise error
-                    failure = error
-                    break
-                batch.append(future.result())
-                if self.is_full(batch, batch_size):
-                    yield from self._results(batch)
-                    batch = []
-            yield from self._results(batch)
-        if failure is not None:
-            raise failure
+        with closing(batches):
+            for batch in batches:
+                yield from self._results(batch)
+                del batch  # its pictures would live on while the next are decoded
 
     @staticmethod
     def is_full(batch: Sequence[Prepared], batch_size: int) -> bool:

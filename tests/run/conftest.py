@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,20 @@ def run(small_backbone: Path, data: Path, tmp_path: Path) -> Any:
         return train(TrainOptions(method=method, **(known | more)), own, **loop)
 
     return go
+
+
+@pytest.fixture
+def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without Ray: a worker in this process is given what one in another would be."""
+    from blemish.run import scale
+    from blemish.run.scale_ray import Pool, opened, packed
+
+    def run_units(
+        units: Sequence[object], worker: Callable[..., Any], arguments: Sequence[object], *_: Any, **__: Any
+    ) -> Iterator[Any]:
+        made = worker(str(Path.cwd()), *arguments)
+        for unit in units:
+            yield opened(made({"unit": packed(unit)})["outcome"])
+
+    monkeypatch.setattr(scale, "run_units", run_units)
+    monkeypatch.setattr(scale, "cluster", lambda *_: contextlib.nullcontext(Pool(1, 1)))

@@ -35,7 +35,7 @@ def plan(tmp_path: Path, small_checkpoint: Make) -> Plan:
         for name in ("anomaly_clip", "vcp_clip")
     )
     datasets = tuple(DatasetPlan(name=n, root=str(tmp_path / n)) for n in ("first", "second"))
-    return Plan("Drawn", tmp_path, datasets, methods, auxiliary="drawn")
+    return Plan(title="Drawn", folder=tmp_path, datasets=datasets, methods=methods, auxiliary="drawn")
 
 
 def run(

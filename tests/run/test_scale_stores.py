@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from blemish.cli import main
 from blemish.errors import OutputError
-from blemish.output.tables import read_records
-from blemish.run import scale
 from blemish.run.scale_inputs import list_items, read_rows, read_url
-from blemish.run.scale_ray import Pool, opened, packed
 from blemish.run.scale_results import Parts, Place, check_place, part_name, write_tables
 from object_store import Store, object_store
+from scaling import assert_same, local_records, predict, table
 
 s3fs = pytest.importorskip("s3fs")
 Make = Callable[..., Path]
@@ -46,27 +42,6 @@ def store(served: Store) -> Store:
     served.sealed = "\0"
     served.forget()
     return served
-
-
-@pytest.fixture
-def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without Ray: a worker in this process is given what one in another would be."""
-
-    def run_units(
-        units: Sequence[object], worker: Callable[..., Any], arguments: Sequence[object], *_: Any, **__: Any
-    ) -> Iterator[Any]:
-        made = worker(str(Path.cwd()), *arguments)
-        for unit in units:
-            yield opened(made({"unit": packed(unit)})["outcome"])
-
-    monkeypatch.setattr(scale, "run_units", run_units)
-    monkeypatch.setattr(scale, "cluster", lambda *_: contextlib.nullcontext(Pool(1, 1)))
-
-
-def table(**columns: list[Any]) -> bytes:
-    buffer = BytesIO()
-    parquet.write_table(pa.table(columns), buffer, row_group_size=2)
-    return buffer.getvalue()
 
 
 def filled(store: Store, draw: Make, count: int, folder: str = "line/in") -> list[Path]:
@@ -129,12 +104,6 @@ def test_results(store: Store) -> None:
         Place("s3://line/locked").write("a", b"1")
 
 
-def predict(inputs: list[str], out: str, checkpoint: Path, *more: str) -> int:
-    """Exit status of `blemish predict`; two pictures a batch, and so a part of the results for every two."""
-    options = ["--checkpoint", str(checkpoint), "--precision", "fp32", "--threads", "1", "--batch-size", "2"]
-    return main(["predict", *inputs, *options, "-o", out, *more])
-
-
 def at_scale(inputs: list[str], checkpoint: Path, *more: str) -> int:
     return predict(inputs, "s3://line/out", checkpoint, "--engine", "ray", "--workers", "1", *more)
 
@@ -143,21 +112,6 @@ def rows_of(store: Store) -> list[dict[str, Any]]:
     """The rows of all parts in the store, as any reader of parquet sees them."""
     parts = [store.objects[key] for key in store.below("line/out/results/")]
     return [row for part in parts for row in parquet.read_table(BytesIO(part)).to_pylist()]
-
-
-def local_records(files: list[Path], out: Path, checkpoint: Path) -> list[dict[str, Any]]:
-    """What the local engine says of pictures on disk."""
-    assert predict([str(file) for file in files], str(out), checkpoint, "--save", "none") == 0
-    return list(read_records(out / "predictions.jsonl"))
-
-
-def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-    """Equal but for paths, times, and the last digits of what is computed."""
-    for mine, other in zip(found, expected, strict=True):
-        assert [mine[k] for k in ("width", "height", "threshold", "is_anomalous")] == [
-            other[k] for k in ("width", "height", "threshold", "is_anomalous")
-        ]
-        assert [mine["score"], mine["map_max"]] == pytest.approx([other["score"], other["map_max"]], abs=2e-6)
 
 
 def test_from_a_store_into_a_store(

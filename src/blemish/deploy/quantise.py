@@ -23,6 +23,8 @@ from blemish.deploy.engines import INPUT, model_files, require
 
 # Smaller products gain nothing, and their rounding shows in the map.
 LEAST_WEIGHTS = 1024
+# A product with fewer columns is a comparison with texts, however wide they are.
+LEAST_COLUMNS = 16
 OPENVINO_LAYERS = ("MatMul", "Convolution", "GroupConvolution")
 
 
@@ -134,8 +136,11 @@ class _Reader:
 
 
 def _is_layer(shape: Sequence[int], image_size: int) -> bool:
-    """Whether constants of this shape are a layer's weights: large, and not the smoothing of maps."""
-    return len(shape) >= 2 and math.prod(shape) >= LEAST_WEIGHTS and tuple(shape) != (image_size, image_size)
+    """Whether constants of this shape are a layer's weights: large, and no texts and not the smoothing of maps."""
+    if len(shape) < 2 or math.prod(shape) < LEAST_WEIGHTS or tuple(shape) == (image_size, image_size):
+        return False
+    product = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
+    return len(product) != 2 or min(product) >= LEAST_COLUMNS
 
 
 def _layers(model: Any, image_size: int) -> list[str]:

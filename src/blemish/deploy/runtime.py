@@ -61,7 +61,7 @@ class RuntimeDetector(Predictor):
         return preprocess(pixels, self.setup.image_size, self._mean, self._std)
 
     def _forward(self, inputs: np.ndarray, attention: bool = False) -> Outputs:
-        self.warn_without_class_name()
+        self.warn_about_class_name()
         if attention:
             raise BadOption("an exported model gives no attention maps; load the method itself")
         maps, scores = self.engine.run(inputs)

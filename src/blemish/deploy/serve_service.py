@@ -75,7 +75,7 @@ class Service:
             on_batch=self.metrics.batch,
         )
         self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="request")
-        predictor.warn_without_class_name()
+        predictor.warn_about_class_name()
         self.batcher.warm_up()
 
     def close(self) -> None:

@@ -19,11 +19,11 @@ from blemish.data.images import pixel_count
 from blemish.data.layouts import Dataset, open_dataset
 from blemish.data.samples import load_mask, load_pixels
 from blemish.data.transforms import SQUARES
-from blemish.detector import DECODERS, PIXELS_IN_FLIGHT, Detector, Prepared, Setup
+from blemish.detector import Detector, Prepared, Setup
 from blemish.errors import BadDataset, BadImage, BadOption, OutputError
 from blemish.files import make_folder, printable_name
 from blemish.loading import EMBEDDED, default_method, load
-from blemish.pipeline import ordered_map
+from blemish.pipeline import decoded_batches
 from blemish.types import Result, Sample
 
 DEFAULT_RATE = 0.01
@@ -253,23 +253,17 @@ def _scored(
             return _Job(sample, error=f"{printable_name(sample.image)}: not enough memory to decode it")
         return _Job(sample, prepared, mask)
 
-    decoded = ordered_map(
-        decode,
-        samples,
-        workers=DECODERS,
-        ahead=2 * batch_size,
-        cost=lambda sample: pixel_count(sample.image),
-        budget=PIXELS_IN_FLIGHT,
+    def is_full(jobs: Sequence[_Job]) -> bool:
+        good = [job.prepared for job in jobs if job.prepared is not None]
+        return not good or detector.is_full(good, batch_size)
+
+    batches = decoded_batches(
+        decode, samples, batch_size, cost=lambda sample: pixel_count(sample.image), is_full=is_full
     )
-    waiting: list[_Job] = []
-    with closing(decoded):
-        for _, future in decoded:
-            waiting.append(future.result())
-            good = [job.prepared for job in waiting if job.prepared is not None]
-            if detector.is_full(good, batch_size) or not good:
-                yield from _through_network(detector, waiting)
-                waiting = []
-        yield from _through_network(detector, waiting)
+    with closing(batches):
+        for batch in batches:
+            yield from _through_network(detector, batch)
+            del batch  # its pictures would live on while the next are decoded
 
 
 def _through_network(

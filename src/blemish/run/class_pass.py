@@ -6,7 +6,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,14 +15,14 @@ import numpy as np
 
 from blemish.data.images import pixel_count
 from blemish.data.transforms import map_to_size
-from blemish.detector import DECODERS, PIXELS_IN_FLIGHT, Detector
+from blemish.detector import Detector
 from blemish.device import peak_memory_mib
 from blemish.errors import BadOption
 from blemish.files import printable_name
 from blemish.metrics import ClassMetrics
 from blemish.output.embeddings import ClassTexts, read_texts, write_projection, write_texts
 from blemish.output.tables import write_map
-from blemish.pipeline import ordered_map
+from blemish.pipeline import decoded_batches
 from blemish.run.evaluate_options import EvaluateOptions
 from blemish.run.normals import Normals
 from blemish.run.parts import ClassPart, Parts
@@ -153,38 +153,25 @@ class ClassPass:
         resume: bool,
     ) -> ClassPart:
         """One class; from the state in `parts` when `resume` and there is one. no_pixel: why without masks."""
-        remembered = self.normals.remembered(self.detectors, name) if self.normals else nullcontext()
-        with remembered:
-            self._write_memories(name)
-            return self._run(name, samples, counts, no_pixel, parts, digest, resume)
-
-    def _run(
-        self,
-        name: str,
-        samples: Sequence[Sample],
-        counts: Counts,
-        no_pixel: str | None,
-        parts: Parts,
-        digest: str,
-        resume: bool,
-    ) -> ClassPart:
-        saved = parts.load_state(digest) if resume else None
-        done, before, tallies = saved or (0, 0.0, self.new_tallies())
-        self._report(done, None)
-        work = self.work(name, samples, no_pixel).part(done)
-        started = time.perf_counter()
-        if self.scorer.surveyors:
-            for number, pictures in enumerate(self._batches(samples, masks=False)):
-                self.scorer.survey(pictures, first=number == 0)
-        for count in self.score(work, tallies) if self.spread is None else self._merge(work, tallies):
-            done += count
-            parts.keep_state(digest, done, before + time.perf_counter() - started, tallies)
+        with self._normals_of(name):
+            saved = parts.load_state(digest) if resume else None
+            done, before, tallies = saved or (0, 0.0, self.new_tallies())
+            self._report(done, None)
+            work = self.work(name, samples, no_pixel).part(done)
+            started = time.perf_counter()
+            if self.scorer.surveyors:
+                for number, pictures in enumerate(self._batches(samples, masks=False)):
+                    self.scorer.survey(pictures, first=number == 0)
+            for count in self.score(work, tallies) if self.spread is None else self._merge(work, tallies):
+                done += count
+                parts.keep_state(digest, done, before + time.perf_counter() - started, tallies)
+            seconds = before + time.perf_counter() - started
         failed = {image.path: () for tally in tallies.values() for image in tally.failed}
         self._write_texts(name, tallies)
         return ClassPart(
             class_name=name,
             digest=digest,
-            seconds=round(before + time.perf_counter() - started, 3),
+            seconds=round(seconds, 3),
             results={
                 label: tally.result(counts, no_pixel, self.resolution[label])
                 for label, tally in tallies.items()
@@ -195,6 +182,13 @@ class ClassPass:
             peak_memory_mib=round(peak_memory_mib(next(iter(self.detectors.values())).device), 1),
             stamps=self.stamps(samples, failed),
         )
+
+    @contextmanager
+    def _normals_of(self, name: str) -> Iterator[None]:
+        """The methods know the normal images of a class, where there are any; what they remember is written."""
+        with self.normals.remembered(self.detectors, name) if self.normals else nullcontext():
+            self._write_memories(name)
+            yield
 
     def score(self, work: Work, tallies: Mapping[str, Tally]) -> Iterator[int]:
         """Score samples into the states, by label; yields batch by batch how many it were."""
@@ -259,27 +253,18 @@ class ClassPass:
         with closing(self._batches(samples, masks)) as batches:
             for batch in batches:
                 yield list(self.scorer.score(batch))
+                del batch  # its pictures would live on while the next are decoded
 
     def _batches(self, samples: Sequence[Sample], masks: bool) -> Generator[list[Picture], None, None]:
         """Batches in order, decoded ahead in threads with bounded pixels."""
         size = self.options.batch_size
-        decoded = ordered_map(
+        return decoded_batches(
             lambda sample: self.scorer.prepare(sample, masks),
             samples,
-            workers=DECODERS,
-            ahead=2 * size,
+            size,
             cost=lambda sample: pixel_count(sample.image),
-            budget=PIXELS_IN_FLIGHT,
+            is_full=lambda batch: self.scorer.is_full(batch, size),
         )
-        batch: list[Picture] = []
-        with closing(decoded):
-            for _, future in decoded:
-                batch.append(future.result())
-                if self.scorer.is_full(batch, size):
-                    yield batch
-                    batch = []
-            if batch:
-                yield batch
 
     def _take(
         self, picture: Picture, outcome: Outcome, tallies: Mapping[str, Tally], file: Path | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,44 +91,13 @@ class Variation:
     class_names: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A benchmark: every method on every dataset with every seed.
+@dataclass(frozen=True, kw_only=True)
+class PlanHead:
+    """The keys of [plan].
 
-    folder: that relative paths begin in. seeds: of training; methods that are not trained here run once.
-    auxiliary: the training set where nothing else is said. resolution, protocol, score_rule, fpr_limit,
-    strict_iou, mode, limit: as in `run.evaluate.EvaluateOptions`.
+    seeds: of training; methods that are not trained here run once. auxiliary: the training set where nothing else is
+    said. resolution, protocol, score_rule, fpr_limit, strict_iou, mode, limit: as in `run.evaluate.EvaluateOptions`.
     """
-
-    title: str
-    folder: Path
-    datasets: tuple[DatasetPlan, ...]
-    methods: tuple[MethodPlan, ...]
-    about: str = ""
-    seeds: tuple[int, ...] = (0,)
-    auxiliary: str = ""
-    protocol: str = "exact"
-    resolution: int | str | None = None
-    score_rule: str = "native"
-    fpr_limit: float = 0.3
-    strict_iou: bool = False
-    mode: str = "exact"
-    limit: int | None = None
-    variations: tuple[Variation, ...] = ()
-
-    def auxiliary_of(self, method: MethodPlan, dataset: DatasetPlan) -> str:
-        """Name of the training set of a method on a dataset, "" when the plan does not say."""
-        named = (method.auxiliary, dataset.auxiliary, self.auxiliary)
-        return next((name for name in named if name is not None), "")
-
-    def settings(self) -> dict[str, Any]:
-        """The plan as plain values, for run.json."""
-        return {key: value for key, value in asdict(self).items() if key != "folder"}
-
-
-@dataclass(frozen=True)
-class _Head:
-    """The keys of [plan]; see `Plan`."""
 
     title: str = ""
     about: str = ""
@@ -141,6 +110,28 @@ class _Head:
     strict_iou: bool = False
     mode: str = "exact"
     limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(PlanHead):
+    """A benchmark: every method on every dataset with every seed.
+
+    folder: that relative paths begin in.
+    """
+
+    folder: Path
+    datasets: tuple[DatasetPlan, ...]
+    methods: tuple[MethodPlan, ...]
+    variations: tuple[Variation, ...] = ()
+
+    def auxiliary_of(self, method: MethodPlan, dataset: DatasetPlan) -> str:
+        """Name of the training set of a method on a dataset, "" when the plan does not say."""
+        named = (method.auxiliary, dataset.auxiliary, self.auxiliary)
+        return next((name for name in named if name is not None), "")
+
+    def settings(self) -> dict[str, Any]:
+        """The plan as plain values, for run.json."""
+        return {key: value for key, value in asdict(self).items() if key != "folder"}
 
 
 def read_plan(path: Path) -> Plan:
@@ -162,7 +153,7 @@ def parse_plan(values: Mapping[str, Any], folder: Path, name: str = "benchmark")
     for key in values:
         if key not in known:
             raise UnknownName("table", key, known)
-    head = _flat(_Head, _table(values, "plan"), "[plan]")
+    head = _flat(PlanHead, _table(values, "plan"), "[plan]")
     defaults = _table(values, "defaults")
     datasets = tuple(_dataset(entry, i) for i, entry in enumerate(_tables(values, "datasets"), 1))
     methods = tuple(
@@ -172,7 +163,7 @@ def parse_plan(values: Mapping[str, Any], folder: Path, name: str = "benchmark")
     _check_unique("name of a dataset", (d.name for d in datasets))
     _check_unique("label of a method", (m.label for m in methods))
     variations = _variations(_table(values, "vary"))
-    options = {f.name: getattr(head, f.name) for f in fields(_Head)} | {"title": head.title or name}
+    options = asdict(head) | {"title": head.title or name}
     return Plan(folder=folder, datasets=datasets, methods=methods, variations=variations, **options)
 
 
@@ -233,7 +224,7 @@ def _flat(kind: type[T], values: Mapping[str, Any], owner: str) -> T:
     return kind(**typed_options(kind, values, owner))
 
 
-def _check_head(head: _Head) -> None:
+def _check_head(head: PlanHead) -> None:
     if not head.seeds or min(head.seeds) < 0 or len(set(head.seeds)) < len(head.seeds):
         raise BadOption(f"seeds is {list(head.seeds)}; expected different numbers from 0")
     if head.protocol not in PROTOCOLS:

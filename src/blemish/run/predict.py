@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -31,8 +30,8 @@ from blemish.output.tables import (
     write_map,
     write_mask,
 )
-from blemish.pipeline import ordered_map
-from blemish.predictor import DECODERS, PIXELS_IN_FLIGHT, Predictor, Prepared, Raw
+from blemish.pipeline import PIXELS_IN_FLIGHT, decoded_batches, ordered_map
+from blemish.predictor import Predictor, Prepared, Raw
 from blemish.types import Attends, Result
 
 FOLDERS = {
@@ -130,7 +129,7 @@ def predict_folder(
     if resume:
         _check_same(out, settings)
     make_folder(out)
-    detector.warn_without_class_name()
+    detector.warn_about_class_name()
     run = run_info(detector, settings, batch_size) | dict(about or {})
     write_json(out / RUN_FILE, run | {"status": "running"})
     with PredictionWriter(out, resume=resume) as writer, GallerySpool(out, resume=resume) as spool:
@@ -219,15 +218,19 @@ class Stages:
 
     def records(self, refs: Iterable[ImageRef], batch_size: int) -> Iterator[dict[str, Any]]:
         """One record per picture, in order."""
-        decoded = ordered_map(
+
+        def is_full(jobs: Sequence[Job]) -> bool:
+            good = [job.prepared for job in jobs if job.prepared is not None]
+            return not good or self.detector.is_full(good, batch_size)
+
+        decoded = decoded_batches(
             self._decode,
             refs,
-            workers=DECODERS,
-            ahead=2 * batch_size,
+            batch_size,
             cost=lambda ref: 0 if ref.error else pixel_count(self.content(ref)),
-            budget=PIXELS_IN_FLIGHT,
+            is_full=is_full,
         )
-        inferred = self._infer(decoded, batch_size)
+        inferred = self._infer(decoded)
         written = ordered_map(
             self._write,
             inferred,
@@ -253,17 +256,10 @@ class Stages:
         except MemoryError:
             return Job(ref, error="not enough memory to decode it")
 
-    def _infer(
-        self, decoded: Iterable[tuple[ImageRef, Future[Job]]], batch_size: int
-    ) -> Generator[Job, None, None]:
-        waiting: list[Job] = []
-        for _, future in decoded:
-            waiting.append(future.result())
-            batch = [job.prepared for job in waiting if job.prepared is not None]
-            if self.detector.is_full(batch, batch_size) or not batch:
-                yield from self._through_network(waiting)
-                waiting = []
-        yield from self._through_network(waiting)
+    def _infer(self, batches: Iterable[list[Job]]) -> Generator[Job, None, None]:
+        for batch in batches:
+            yield from self._through_network(batch)
+            del batch  # its pictures would live on while the next are decoded
 
     def _through_network(self, jobs: list[Job]) -> Iterator[Job]:
         good = [job.prepared for job in jobs if job.prepared is not None]

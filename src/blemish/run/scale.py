@@ -121,7 +121,7 @@ def describe(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
     """(settings, what else run.json says) of the model that workers load. Raises what `blemish.load` raises."""
     predictor = job.load()
     check_save(predictor, job.save)
-    predictor.warn_without_class_name()
+    predictor.warn_about_class_name()
     settings = run_settings(predictor, job.save)
     return settings, run_info(predictor, settings, job.batch_size)
 

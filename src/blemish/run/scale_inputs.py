@@ -63,7 +63,7 @@ def filesystem(url: str) -> tuple[Any, str]:
         mend = f"pip install {package}" if package else str(error).rstrip(".")
         raise BadOption(f"{url}: the package for this kind of address is missing; {mend}") from error
     except Exception as error:  # every file system has errors of its own
-        raise BadOption(f"{url}: not an address that can be used ({_cause(error)})") from error
+        raise BadOption(f"{url}: not an address that can be used ({cause_of(error)})") from error
     return found
 
 
@@ -131,7 +131,7 @@ class _Listing:
         try:
             root, files = _find(fs, path)
         except Exception as error:  # every file system has errors of its own
-            raise BadOption(f"{url}: cannot be listed ({_cause(error)})") from error
+            raise BadOption(f"{url}: cannot be listed ({cause_of(error)})") from error
         images = [f for f in files if f == path or f.lower().endswith(IMAGE_ENDINGS)]
         if not images and any(f.lower().endswith(TABLE_ENDINGS) for f in files):
             self.add_table(url)
@@ -149,7 +149,7 @@ class _Listing:
                 [path] if fs.isfile(path) else sorted(_tables(fs, path), key=lambda f: natural_key(Path(f)))
             )
         except Exception as error:
-            raise BadOption(f"{text}: cannot be listed ({_cause(error)})") from error
+            raise BadOption(f"{text}: cannot be listed ({cause_of(error)})") from error
         before = len(self.items)
         for file in files:
             url = fs.unstrip_protocol(file) if is_url(text) else file
@@ -170,7 +170,7 @@ class _Listing:
         except BadOption:
             raise
         except Exception as error:  # pyarrow meets damaged files with errors of many types
-            raise BadOption(f"{url}: cannot be read as a parquet table ({_cause(error)})") from error
+            raise BadOption(f"{url}: cannot be read as a parquet table ({cause_of(error)})") from error
 
     def _add_row(
         self, path: str | None, name: str | None, table: str, folder: str, place: tuple[int, int, int]
@@ -197,7 +197,7 @@ def read_rows(items: Iterable[Item]) -> Iterator[bytes | str]:
                 yield content
                 given += 1
         except Exception as error:  # pyarrow meets damaged files with errors of many types
-            yield from [f"the table cannot be read ({_cause(error)})"] * (len(rows) - given)
+            yield from [f"the table cannot be read ({cause_of(error)})"] * (len(rows) - given)
 
 
 def read_url(url: str) -> bytes | str:
@@ -210,7 +210,7 @@ def read_url(url: str) -> bytes | str:
     except PermissionError:
         return "permission denied"
     except Exception as error:  # every file system has errors of its own
-        return f"cannot be read ({_cause(error)})"
+        return f"cannot be read ({cause_of(error)})"
     return content
 
 
@@ -309,8 +309,8 @@ def _relative(name: str) -> Path:
     return Path(*parts) if parts else Path("image")
 
 
-def _cause(error: Exception) -> str:
+def cause_of(error: Exception) -> str:
     """An error of a library in one short line."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    line = str(text).splitlines()[0].rstrip(".")
+    line = " ".join(str(text).split()).rstrip(".")
     return line if len(line) <= 200 else f"{line[:200]}..."

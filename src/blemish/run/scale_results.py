@@ -17,7 +17,7 @@ from blemish.files import write_whole
 from blemish.output.tables import KINDS, PredictionWriter
 from blemish.pipeline import ordered_map
 from blemish.run.predict import LINES_FILE, RUN_FILE
-from blemish.run.scale_inputs import filesystem, is_url
+from blemish.run.scale_inputs import cause_of, filesystem, is_url
 
 RESULTS = "results"
 CSV_FILE = "predictions.csv"
@@ -54,7 +54,9 @@ class Place:
             else:
                 self._fs.pipe_file(path, content)
         except Exception as error:  # every file system has errors of its own
-            raise OutputError(f"cannot write {self.root}/{name}: {error}; choose another --out") from error
+            raise OutputError(
+                f"cannot write {self.root}/{name}: {cause_of(error)}; choose another --out"
+            ) from error
 
     def read(self, name: str) -> bytes | None:
         """The content of a file; None when it is not there. Raises OutputError."""
@@ -65,7 +67,9 @@ class Place:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Exception as error:
-            raise OutputError(f"cannot read {self.root}/{name}: {error}; choose another --out") from error
+            raise OutputError(
+                f"cannot read {self.root}/{name}: {cause_of(error)}; choose another --out"
+            ) from error
         return content
 
     def names(self, folder: str) -> list[str]:
@@ -78,7 +82,9 @@ class Place:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except Exception as error:
-            raise OutputError(f"cannot list {self.root}/{folder}: {error}; choose another --out") from error
+            raise OutputError(
+                f"cannot list {self.root}/{folder}: {cause_of(error)}; choose another --out"
+            ) from error
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
 
     def remove(self, name: str) -> None:
@@ -89,7 +95,9 @@ class Place:
             elif self._fs.exists(f"{self._base}/{name}"):
                 self._fs.rm_file(f"{self._base}/{name}")
         except Exception as error:
-            raise OutputError(f"cannot remove {self.root}/{name}: {error}; choose another --out") from error
+            raise OutputError(
+                f"cannot remove {self.root}/{name}: {cause_of(error)}; choose another --out"
+            ) from error
 
 
 class Parts:

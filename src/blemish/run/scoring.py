@@ -14,9 +14,10 @@ from blemish.clip.model import CLIP
 from blemish.clip.shared import encode_for, encode_shared, shared_passes
 from blemish.data.samples import load_mask, load_pixels
 from blemish.data.transforms import SQUARES, Box, TileBlender, cut_boxes, map_to_size, preprocess, resize_mask
-from blemish.detector import PIXELS_IN_FLIGHT, Detector
+from blemish.detector import Detector
 from blemish.device import is_out_of_memory
 from blemish.errors import BadImage, BadOption
+from blemish.pipeline import PIXELS_IN_FLIGHT
 from blemish.score_rule import image_score
 from blemish.types import Prediction, Sample, Surveys
 

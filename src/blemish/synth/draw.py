@@ -110,7 +110,7 @@ def shoot(rng: Rng, size: int, defect: bool | None, families: Families) -> Shot:
         clean = expose(scene.image, camera)
         if not wanted:
             return Shot(scene, camera, clean, clean, np.zeros((size, size), dtype=bool), ())
-        lit, mask, names = _damage(rng, scene, camera, clean, families)
+        lit, mask, names = damage(rng, scene, camera, clean, families)
         if names:
             return Shot(scene, camera, clean, lit, mask, names)
     raise ValueError(
@@ -220,7 +220,7 @@ def _fits(name: str, scene: Scene) -> bool:
     return home is None or (scene.material in home.materials and scene.shape in home.shapes)
 
 
-def _damage(
+def damage(
     rng: Rng, scene: Scene, camera: Camera, clean: Field, families: Families
 ) -> tuple[Field, Mask, tuple[str, ...]]:
     """The exposed picture with one to six visible defects, their mask, and their names (none: nothing fitted)."""
