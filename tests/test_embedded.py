@@ -53,6 +53,18 @@ def test_each_embedded_checkpoint_finds_drawn_defects(method: str, pictures: lis
     assert all(r.threshold is not None and r.mask is not None for r in results)
 
 
+@pytest.mark.parametrize(
+    "method", ["clip_ac", "anomaly_clip", "vcp_clip", "vcp_clip_plus", "vip2_clip", "gen_clip"]
+)
+def test_half_precision_keeps_maps_and_scores(method: str, pictures: list[synth.Picture]) -> None:
+    exact, rough = (blemish.load(method, device="cpu", precision=name) for name in ("fp32", "bf16"))
+    assert {p.dtype for p in rough.clip.visual.transformer.parameters()} == {torch.bfloat16}
+    for picture in pictures[:4]:
+        mine, other = rough.predict(picture.image), exact.predict(picture.image)
+        assert np.corrcoef(mine.map.ravel(), other.map.ravel())[0, 1] > 0.999
+        assert 0 < abs(mine.score - other.score) < 0.02
+
+
 def test_prompts_mean_something(pictures: list[synth.Picture]) -> None:
     """Plain zero-shot CLIP with two prompts tells damaged from good pictures."""
     clip = load_clip("tiny")

@@ -120,9 +120,8 @@ class CLIP(nn.Module):
         ValueError for other shapes and for layers or prompts of blocks that the tower does not have.
         """
         spec = spec or FeatureSpec()
-        features: ImageFeatures = self.visual(
-            images.to(self.dtype), spec, self._activation(spec.activation), visual_prompts, adapters
-        )
+        activation = self._activation(spec.activation)
+        features: ImageFeatures = self.visual(images, spec, activation, visual_prompts, adapters)
         features.plain_class_feature = self.plain_class_feature(images, spec)
         features.view_class_features = self.view_class_features(images, spec)
         return features

@@ -39,13 +39,12 @@ def encode_shared(clip: CLIP, images: Tensor, specs: Sequence[FeatureSpec]) -> l
     first block sees share one pass (`shared_passes`); their tokens may be the same tensors and must not be
     changed in place. Raises ValueError as `encode_image` does.
     """
-    pixels = images.to(clip.dtype)
     size = int(images.shape[-2]), int(images.shape[-1])
     found: dict[int, ImageFeatures] = {}
     for group in shared_passes(clip, specs, size):
         own = [specs[i] for i in group]
         activation = ACTIVATION_FUNCTIONS[_activation(clip, own[0])]
-        found |= zip(group, clip.visual.forward_shared(pixels, own, activation), strict=True)
+        found |= zip(group, clip.visual.forward_shared(images, own, activation), strict=True)
     for i, spec in enumerate(specs):
         found[i].plain_class_feature = clip.plain_class_feature(images, spec)
         found[i].view_class_features = clip.view_class_features(images, spec)

@@ -147,7 +147,8 @@ class VisionTower(nn.Module):
             raise ValueError(
                 f"images must be (B, 3, H, W) with sides divisible by {patch}, got {tuple(images.shape)}"
             )
-        x = self.stem(images) if self.config.stem == "lite" else self.conv1(images)
+        lite = self.config.stem == "lite"
+        x = self.stem(images).to(self.proj.dtype) if lite else self.conv1(images.to(self.proj.dtype))
         grid = (int(x.shape[-2]), int(x.shape[-1]))
         x = x.flatten(2).transpose(1, 2)
         cls = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)

@@ -45,6 +45,7 @@ __all__ = ["BACKBONES", "Backbone", "fingerprint", "load_clip", "read_weights", 
 
 Heads = tuple[int, int]
 TOKENIZER_FILE = "tokenizer.json"
+EXACT = "visual.stem."  # tensors that stay in float32; see `LiteStem`
 _FINGERPRINT_VALUES = 256
 _DIGITS = 16
 
@@ -59,7 +60,8 @@ def load_clip(
     """A frozen CLIP in evaluation mode.
 
     source: a name from `BACKBONES`, a weight file, a folder, or a hub repository id.
-    dtype: floating type of the weights; None means float32, whatever the file holds.
+    dtype: floating type of the weights; None means float32, whatever the file holds. The embedded model's stem is in
+        float32 always.
     heads: attention heads of the (image, text) tower, where neither the files nor the usual 64 channels per
         head tell them.
     The model carries `fingerprint` (see there) and `tokenizer`, which is None when the vocabulary is neither
@@ -72,7 +74,8 @@ def load_clip(
     for name in sorted(tensors):
         original = tensors[name]
         _add(digest, name, original)
-        tensors[name] = original.to(device=device, dtype=dtype or torch.float32)
+        exact = dtype is None or name.startswith(EXACT)
+        tensors[name] = original.to(device=device, dtype=torch.float32 if exact else dtype)
         if tensors[name] is not original:  # the file's pages would count beside the copies
             files.release(original)
     model.load_state_dict(tensors, assign=True)
