@@ -34,13 +34,13 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return calls
 
 
-@pytest.mark.parametrize("heads_at_once", [1, 3, 4])
+@pytest.mark.parametrize("heads_at_once", [0.01, 0.3, 1, 3, 4])
 @torch.no_grad()
 def test_written_out_equals_fused(
-    monkeypatch: pytest.MonkeyPatch, fused: list[bool], heads_at_once: int
+    monkeypatch: pytest.MonkeyPatch, fused: list[bool], heads_at_once: float
 ) -> None:
     query, key, value = inputs(37)
-    monkeypatch.setattr(layers, "WEIGHTS_AT_ONCE", heads_at_once * 2 * 37 * 37)
+    monkeypatch.setattr(layers, "WEIGHTS_AT_ONCE", int(heads_at_once * 2 * 37 * 37))
     found = layers.scaled_attention(query, key, value)
     assert not fused
     assert found.dtype == torch.bfloat16 and found.shape == query.shape

@@ -1,7 +1,8 @@
 """Eight-bit models: weights alone, or activations too where there are pictures to measure their ranges on.
 
-In both kinds of file only layers are quantised, products and convolutions with large constant weights. Attention, the
-comparison with the texts and the smoothing of maps stay in fp32.
+In both kinds of file only layers are quantised: products with large constant weights. Attention, the comparison with
+the texts and the smoothing of maps stay in fp32, and so do convolutions: those that turn pixels into tokens hold few
+weights and make most of the error (docs/export.md has figures).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from blemish.deploy.engines import INPUT, model_files, require
 LEAST_WEIGHTS = 1024
 # A product with fewer columns is a comparison with texts, however wide they are.
 LEAST_COLUMNS = 16
-OPENVINO_LAYERS = ("MatMul", "Convolution", "GroupConvolution")
+OPENVINO_CONVOLUTIONS = ("Convolution", "GroupConvolution")
 
 
 def quantise_onnx(
@@ -104,7 +105,7 @@ def quantise_openvino(model: Any, inputs: Sequence[np.ndarray] | None, image_siz
         nncf: Any = require("nncf")
         nncf.set_log_level(logging.ERROR)
         if inputs is None:
-            exact = nncf.IgnoredScope(names=_exact_products(model, image_size), validate=False)
+            exact = nncf.IgnoredScope(names=_exact_layers(model, image_size), validate=False)
             return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM, ignored_scope=exact)
         exact = nncf.IgnoredScope(names=_exact_operations(model, image_size), validate=False)
         dataset = nncf.Dataset([pixels[None] for pixels in inputs])
@@ -137,10 +138,9 @@ class _Reader:
 
 def _is_layer(shape: Sequence[int], image_size: int) -> bool:
     """Whether constants of this shape are a layer's weights: large, and no texts and not the smoothing of maps."""
-    if len(shape) < 2 or math.prod(shape) < LEAST_WEIGHTS or tuple(shape) == (image_size, image_size):
-        return False
     product = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
-    return len(product) != 2 or min(product) >= LEAST_COLUMNS
+    large = len(product) == 2 and min(product) >= LEAST_COLUMNS and math.prod(product) >= LEAST_WEIGHTS
+    return large and tuple(product) != (image_size, image_size)
 
 
 def _layers(model: Any, image_size: int) -> list[str]:
@@ -149,16 +149,18 @@ def _layers(model: Any, image_size: int) -> list[str]:
     return [
         node.name
         for node in model.graph.node
-        if node.op_type in ("MatMul", "Gemm", "Conv")
+        if node.op_type in ("MatMul", "Gemm")
         and any(_is_layer(shapes.get(name, ()), image_size) for name in node.input)
     ]
 
 
-def _exact_products(model: Any, image_size: int) -> list[str]:
-    """Names of the products of an OpenVINO model that are no layers."""
-    found = []
+def _exact_layers(model: Any, image_size: int) -> list[str]:
+    """Names of the convolutions of an OpenVINO model, and of the products that are no layers."""
+    found = [
+        node.get_friendly_name() for node in model.get_ops() if node.get_type_name() in OPENVINO_CONVOLUTIONS
+    ]
     for node in model.get_ops():
-        if node.get_type_name() in OPENVINO_LAYERS:
+        if node.get_type_name() == "MatMul":
             sources = [given.get_source_output() for given in node.inputs()]
             constants = [s for s in sources if s.get_node().get_type_name() == "Constant"]
             if not any(_is_layer(tuple(s.get_shape()), image_size) for s in constants):
@@ -171,30 +173,23 @@ def _exact_operations(model: Any, image_size: int) -> list[str]:
 
     nncf would quantise more than layers: the factors of attention, and maps before they are enlarged.
     """
-    exact = {*_exact_products(model, image_size), *_wrong_in_eight_bits(model)}
+    exact = {*_exact_layers(model, image_size), *_wrong_in_eight_bits(model)}
     nodes = [(node.get_friendly_name(), node.get_type_name()) for node in model.get_ops()]
-    return [name for name, kind in nodes if name in exact or kind not in (*OPENVINO_LAYERS, "Constant")]
+    return [name for name, kind in nodes if name in exact or kind not in ("MatMul", "Constant")]
 
 
 def _wrong_in_eight_bits(model: Any) -> list[str]:
-    """Names of layers of an OpenVINO model that its CPU program computes wrongly with 8-bit activations (2026.4.1).
+    """Names of products of an OpenVINO model that its CPU program computes wrongly with 8-bit activations (2026.4.1).
 
-    Convolutions without a bias that several nodes read: the scale is multiplied in once for each reader. Products
-    with one row an image: where a mean or maximum makes the row, scales of channels are mixed up; there is little
-    to gain on any of them.
+    Those with one row an image: where a mean or maximum makes the row, scales of channels are mixed up, and there is
+    little to gain on any of them.
     """
     found = []
     for node in model.get_ops():
         if node.get_type_name() == "MatMul":
             rank = node.input_value(0).get_partial_shape().rank
-            wrong = rank.is_static and rank.get_length() == 2
-        elif node.get_type_name() in OPENVINO_LAYERS:
-            readers = [given.get_node().get_type_name() for given in node.output(0).get_target_inputs()]
-            wrong = len(readers) - readers.count("ShapeOf") > 1
-        else:
-            continue
-        if wrong:
-            found.append(node.get_friendly_name())
+            if rank.is_static and rank.get_length() == 2:
+                found.append(node.get_friendly_name())
     return found
 
 
@@ -234,7 +229,7 @@ def _round_weights(onnx: Any, model: Any, names: set[str]) -> None:
 def _channel_axis(node: Any, rank: int) -> int:
     """The axis of a layer's weights that counts its outputs."""
     transposed = any(a.name == "transB" and a.i for a in node.attribute)
-    return 0 if node.op_type == "Conv" or transposed else rank - 1
+    return 0 if transposed else rank - 1
 
 
 def _eight_bits(weights: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray]:
