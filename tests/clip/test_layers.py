@@ -40,7 +40,8 @@ def test_written_out_equals_fused(
     monkeypatch: pytest.MonkeyPatch, fused: list[bool], heads_at_once: float
 ) -> None:
     query, key, value = inputs(37)
-    monkeypatch.setattr(layers, "WEIGHTS_AT_ONCE", int(heads_at_once * 2 * 37 * 37))
+    monkeypatch.setattr(layers, "HEADS_AT_ONCE", int(heads_at_once * 2 * 37 * 37))
+    monkeypatch.setattr(layers, "ROWS_AT_ONCE", int(heads_at_once * 37 * 37))
     found = layers.scaled_attention(query, key, value)
     assert not fused
     assert found.dtype == torch.bfloat16 and found.shape == query.shape
