@@ -86,6 +86,10 @@ def test_quick_gelu_in_parts_is_the_same(dtype: torch.dtype, monkeypatch: pytest
         turned = layers.quick_gelu(x.transpose(0, 2))
     torch.testing.assert_close(turned, expected.transpose(0, 2))
     assert torch.equal(x, kept)
+    with torch.no_grad():
+        overwritten = x.clone()
+        assert torch.equal(layers.quick_gelu(overwritten, in_place=True), expected)
+        assert torch.equal(overwritten, expected)
     x.requires_grad_()
     layers.quick_gelu(x).sum().backward()
     assert x.grad is not None
