@@ -54,6 +54,7 @@ BENCH_PREPROCESS := $(if $(QUICK),--pictures 12)
 BENCH_GROWTH := $(if $(QUICK),--blocks 4 --sizes 224 336 --batches 1 2 --images 2 4 --classes 1 2)
 BENCH_MAPS := $(if $(QUICK),--blocks 4)
 BENCH_RUNTIMES := $(if $(QUICK),--runs 1 --images 1,--backbone tiny ViT-L-14-336 --images 1)
+BENCH_SOAK := $(if $(QUICK),-n 60)
 BENCH_METRICS := $(if $(QUICK),--maps 4)
 BENCH_TRAIN := $(if $(QUICK),anomaly_clip --images 2 --size 112 --repeats 1)
 
@@ -65,6 +66,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/maps.py $(BENCH_CUT) $(BENCH_MAPS) --json $(BENCH_OUT)/maps.json
 	$(BIN)/python benchmarks/growth.py $(BENCH_CUT) $(BENCH_GROWTH) -o $(BENCH_OUT)
 	$(BIN)/python benchmarks/runtimes.py $(BENCH_RUNTIMES) --json $(BENCH_OUT)/runtimes.json
+	$(BIN)/python benchmarks/soak.py $(BENCH_SOAK) --json $(BENCH_OUT)/soak.json
 	$(BIN)/python benchmarks/metrics.py $(BENCH_METRICS) > $(BENCH_OUT)/metrics.txt
 	$(BIN)/python benchmarks/train_epoch.py $(BENCH_TRAIN) > $(BENCH_OUT)/train_epoch.txt
 	@echo "The figures are in $(BENCH_OUT)"

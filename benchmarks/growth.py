@@ -37,7 +37,7 @@ from timing import (
 
 QUESTIONS = ("size", "batch", "images", "classes")
 SIZES = (224, 336, 518, 700, 1036)
-BATCHES = (1, 2, 4, 8, 16)
+BATCHES = (1, 2, 4, 8)
 IMAGES = (10, 100, 500, 2000)
 CLASSES = (1, 10, 100)
 DRAWN = 20

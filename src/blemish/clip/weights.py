@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,19 +69,17 @@ def load_clip(
     """
     located = locate(source)
     config, tensors, model = _read(located, heads)
+    tokenizer = _tokenizer(config, located.path)
     digest, files = _begin(config), MappedFiles()
-    # The tokenizer takes as long to read as a third of the weights to convert.
-    with ThreadPoolExecutor(1) as beside:
-        tokenizer = beside.submit(_tokenizer, config, located.path)
-        for name in sorted(tensors):
-            original = tensors[name]
-            _add(digest, name, original)
-            exact = dtype is None or name.startswith(EXACT)
-            tensors[name] = original.to(device=device, dtype=torch.float32 if exact else dtype)
-            if tensors[name] is not original:  # the file's pages would count beside the copies
-                files.release(original)
+    for name in sorted(tensors):
+        original = tensors[name]
+        _add(digest, name, original)
+        exact = dtype is None or name.startswith(EXACT)
+        tensors[name] = original.to(device=device, dtype=torch.float32 if exact else dtype)
+        if tensors[name] is not original:  # the file's pages would count beside the copies
+            files.release(original)
     model.load_state_dict(tensors, assign=True)
-    model.fingerprint, model.tokenizer = digest.hexdigest()[:_DIGITS], tokenizer.result()
+    model.fingerprint, model.tokenizer = digest.hexdigest()[:_DIGITS], tokenizer
     return model.freeze()
 
 
