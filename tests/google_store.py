@@ -6,14 +6,12 @@ import base64
 import contextlib
 import hashlib
 import json
-import threading
-from collections.abc import Iterator
 from email.parser import BytesParser
 from email.policy import HTTP
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from object_store import PAGE, WHEN, Store
+from object_store import PAGE, WHEN, Store, running
 
 
 class GoogleStore(Store):
@@ -32,22 +30,9 @@ class GoogleStore(Store):
         }
 
 
-@contextlib.contextmanager
-def google_store() -> Iterator[GoogleStore]:
+def google_store() -> contextlib.AbstractContextManager[GoogleStore]:
     """A running store with one empty bucket, called line."""
-    store = GoogleStore()
-    handler = type("Handler", (_Handler,), {"held": store})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    store.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield store
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return running(GoogleStore(), _Handler)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
@@ -51,11 +52,18 @@ class Store:
             requests.clear()
 
 
-@contextlib.contextmanager
-def object_store() -> Iterator[Store]:
+S = TypeVar("S", bound=Store)
+
+
+def object_store() -> contextlib.AbstractContextManager[Store]:
     """A running store with one empty bucket, called line."""
-    store = Store()
-    handler = type("Handler", (_Handler,), {"held": store})
+    return running(Store(), _Handler)
+
+
+@contextlib.contextmanager
+def running(store: S, kind: type[BaseHTTPRequestHandler]) -> Iterator[S]:
+    """`store` behind a server on loopback whose requests `kind` answers; it has the store as `held`."""
+    handler = type("Handler", (kind,), {"held": store})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     store.url = f"http://127.0.0.1:{server.server_address[1]}"

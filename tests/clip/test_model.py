@@ -15,7 +15,7 @@ from blemish.clip.config import CLIPConfig, TextConfig, VisionConfig
 from blemish.clip.layers import resolve_layers
 from blemish.clip.model import CLIP, DeepPrompts, resize_images
 from blemish.clip.vision import resize_positions
-from blemish.clip.weights import load_clip
+from blemish.clip.weights import load_clip, save_clip
 from blemish.data.transforms import preprocess
 from blemish.types import FeatureSpec
 
@@ -214,14 +214,31 @@ def test_the_largest_published_shape_builds_on_meta() -> None:
     assert sum(p.numel() for p in clip.parameters()) == 427_944_193
 
 
-def test_lite_stem_gives_a_grid_of_sixteen_pixel_patches() -> None:
+def lite_clip() -> CLIP:
     config = CLIPConfig(
         embed_dim=16,
         vision=VisionConfig(32, 2, 2, 16, 64, 64, stem="lite"),
         text=SMALL.text,
     )
     torch.manual_seed(6)
-    clip = CLIP(config).reset_parameters().freeze()
+    return CLIP(config).reset_parameters().freeze()
+
+
+def test_the_lite_stem_stays_exact_in_half_precision(tmp_path: Path) -> None:
+    clip = lite_clip()
+    stem = {name: tensor.clone() for name, tensor in clip.visual.stem.state_dict().items()}
+    save_clip(clip, tmp_path)
+    loaded, moved = load_clip(tmp_path, dtype=torch.bfloat16), clip.to(torch.bfloat16)
+    for half in (loaded, moved):
+        found = half.visual.stem.state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in stem.items())
+        assert {p.dtype for n, p in half.named_parameters() if "stem" not in n} == {torch.bfloat16}
+    first, second = (half.encode_image(images(1, 80, 48)).class_feature for half in (loaded, moved))
+    assert first.dtype == torch.bfloat16 and torch.equal(first, second)
+
+
+def test_lite_stem_gives_a_grid_of_sixteen_pixel_patches() -> None:
+    clip = lite_clip()
     features = clip.encode_image(images(2, 80, 48))
     assert features.grid == (5, 3)
     assert torch.isfinite(features.tokens["qk"][0]).all()
