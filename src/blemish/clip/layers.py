@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..machine import cpu_flags
 
 # Numbers in the attention weights of several heads that are written out at once, and of a part of one head where it has
-# more: 8 and 16 MB in bf16, measured on ViT-L/14 from 518 to 1036 pixels.
-HEADS_AT_ONCE = 4_000_000
+# more: 4 and 16 MB in bf16, measured on ViT-L/14 from 224 to 1036 pixels.
+HEADS_AT_ONCE = 2_000_000
 ROWS_AT_ONCE = 8_000_000
 # Numbers that the activation handles at once on a CPU: 1 MB in bf16. A multiple of the processor's vectors, beside
 # which single numbers may be rounded otherwise.
@@ -73,27 +73,31 @@ def scaled_attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = F
     """softmax(query key^T / sqrt(d)) value for each head: (B, heads, N, d), (B, heads, M, d) twice -> (B, heads, N, d).
 
     Torch's fused kernel, except in bf16 on CPUs that have AVX512-BF16 but no AMX: its products are slow there, and
-    two plain products with a softmax between them take two thirds to three quarters of the time, some heads at once:
-    of one image where those of all are too many, and of long sequences some rows. Not where gradients are recorded,
-    which would keep the weights of every block.
+    two plain products with a softmax between them take two thirds of the time, as many heads at once as the cache
+    holds, and of long sequences some rows. Not where gradients are recorded, which would keep the weights of every
+    block.
     """
     if causal or torch.is_grad_enabled() or torch.compiler.is_compiling() or not _is_slow_when_fused(query):
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
-    batch, heads, count, width = query.shape
-    head = count * key.shape[2]
-    images = batch if batch * head <= HEADS_AT_ONCE else 1
-    step = max(1, HEADS_AT_ONCE // (images * head))
-    rows = count if head <= ROWS_AT_ONCE else max(1, ROWS_AT_ONCE // key.shape[2])
-    scaled = query * width**-0.5
-    # Heads side by side, as the output projection wants them.
-    out = query.new_empty(batch, count, heads, width).transpose(1, 2)
-    for i, h in itertools.product(range(0, batch, images), range(0, heads, step)):
-        part = slice(i, i + images), slice(h, h + step)
-        keys, values = key[part].transpose(-1, -2), value[part]
-        for r in range(0, count, rows):
-            place = *part, slice(r, r + rows)
-            out[place] = (scaled[place] @ keys).softmax(dim=-1) @ values
-    return out
+    total, count, width = query.shape[0] * query.shape[1], *query.shape[2:]
+    others = key.shape[2]
+    heads = min(total, max(1, HEADS_AT_ONCE // (count * others)))
+    rows = count if count * others <= ROWS_AT_ONCE else max(1, ROWS_AT_ONCE // others)
+    # Products of parts of contiguous tensors copy nothing.
+    queries = (query * width**-0.5).contiguous().view(total, count, width)
+    keys = key.contiguous().view(total, others, width).transpose(1, 2)
+    values = value.contiguous().view(total, others, width)
+    out = torch.empty_like(queries)
+    scores = out.new_empty(heads, rows, others)
+    weights = torch.empty_like(scores)
+    for h, r in itertools.product(range(0, total, heads), range(0, count, rows)):
+        part = slice(h, h + heads)
+        into = out[part, r : r + rows]
+        place = slice(len(into)), slice(into.shape[1])
+        torch.bmm(queries[part, r : r + rows], keys[part], out=scores[place])
+        torch.softmax(scores[place], dim=-1, out=weights[place])
+        torch.bmm(weights[place], values[part], out=into)
+    return out.view(query.shape)
 
 
 def _is_slow_when_fused(x: Tensor) -> bool:
