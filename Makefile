@@ -48,7 +48,7 @@ release-check: $(VENV)/.dev
 # make bench QUICK=1: every script cut short, into bench-out/quick/, which shows that they run and no more.
 BENCH_OUT := bench-out$(if $(QUICK),/quick)
 BENCH_CUT := --repeats $(if $(QUICK),1,5)
-BENCH_INFERENCE := $(if $(QUICK),--blocks 4 --size 224 --batches 1 2 --images 1)
+BENCH_INFERENCE := $(if $(QUICK),--blocks 4 --size 224 --batches 1 2 --images 1 --epochs 1)
 BENCH_STARTUP := $(if $(QUICK),--blocks 4)
 BENCH_PREPROCESS := $(if $(QUICK),--pictures 12)
 BENCH_GROWTH := $(if $(QUICK),--blocks 4 --sizes 224 336 --batches 1 2 --images 2 4 --classes 1 2)

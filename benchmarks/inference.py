@@ -8,20 +8,24 @@ not count. Printed are medians over the rounds: seconds an image of both, their 
 matrix-multiply peak (products of the model's own shapes in the same precision, timed in the same run) that tower and
 method reach, and the peak memory of the process. A method's own arithmetic beyond the towers' blocks is not counted,
 so its share is a lower bound. Then, for each method, how far bf16 is from fp32 on the same weights and drawn pictures:
-largest difference of scores and smallest correlation of maps; with the random weights, whose maps are nearly constant,
-and with the trained ones of `tiny`. With `--json`, what the file has is not measured again.
+largest difference of scores and smallest correlation of maps; with the random weights and fresh learned parts, whose
+maps are nearly constant, with the same after `--epochs` of learning from 16 generated pictures, and with the trained
+weights of `tiny`. With `--json`, what the file has is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 import blemish
+from blemish.clip.cache import FeatureCache
 from blemish.clip.config import VisionConfig
 from blemish.clip.layers import resolve_layers
 from blemish.clip.model import CLIP
@@ -30,6 +34,8 @@ from blemish.deploy.parity import drawn_samples
 from blemish.detector import Detector, Setup
 from blemish.device import peak_memory_mib
 from blemish.methods import build
+from blemish.run.batches import Batches
+from blemish.run.processes import Processes
 from blemish.types import FeatureSpec
 from timing import (
     BLOCKS,
@@ -44,8 +50,9 @@ from timing import (
     random_clip,
     spread,
 )
+from train_epoch import PAPERS, epoch, generated
 
-PAPERS = ("anomaly_clip", "vcp_clip", "vcp_clip_plus", "vip2_clip", "gen_clip")
+LEARNED_FROM, LEARNED_AT_ONCE = 16, 4  # pictures, and those of a step
 # Largest ratio of a method to the plain tower.
 BARS = {"anomaly_clip": 1.40}
 BAR = 1.15
@@ -130,6 +137,22 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def learn(detector: Detector, epochs: int) -> None:
+    """Train the learned parts on cached features of generated pictures, so that its maps tell places apart."""
+    method, clip, size = detector.method, detector.clip, detector.setup.image_size
+    assert isinstance(method, torch.nn.Module)
+    method.requires_grad_(True).train()
+    with tempfile.TemporaryDirectory() as folder:
+        data = generated(Path(folder), clip, LEARNED_FROM, size)
+        cache = FeatureCache(Path(folder) / "cache", clip, method.needs, size)
+        batches = Batches(data, clip, method.needs, LEARNED_AT_ONCE, Processes(), cache=cache)
+        batches.fill_cache()
+        optimiser = torch.optim.Adam(method.parameter_groups())
+        for _ in range(epochs):
+            epoch(method, batches, optimiser)
+    method.eval().requires_grad_(False)
+
+
 def compare(job: dict[str, Any]) -> dict[str, Any]:
     """How far a method in bf16 is from itself in fp32."""
     torch.set_num_threads(job["threads"])
@@ -137,6 +160,14 @@ def compare(job: dict[str, Any]) -> dict[str, Any]:
         exact = blemish.load(job["method"], device="cpu", precision="fp32")
     else:
         exact = detector_of(random_clip(torch.float32, job["blocks"]), job["method"], job["size"])
+        if job["epochs"]:
+            learn(exact, job["epochs"])
+    with torch.inference_mode():
+        return differences(exact, job)
+
+
+def differences(exact: Detector, job: dict[str, Any]) -> dict[str, Any]:
+    """Scores and maps of drawn pictures by `exact`, and by the same in bf16."""
     clip, side = exact.clip, exact.setup.image_size
     drawn = drawn_samples(job["images"]).images
     pictures = [preprocess(p, side, clip.config.mean, clip.config.std) for p in drawn]
@@ -167,6 +198,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precisions", nargs="+", choices=list(TYPES), default=list(TYPES))
     parser.add_argument("--size", type=int, default=518)
     parser.add_argument("--images", type=int, default=4, help="pictures of the comparison; 0 leaves it out")
+    parser.add_argument(
+        "--epochs", type=int, default=25, help="of learning before another comparison; 0: none"
+    )
     return parser.parse_args()
 
 
@@ -195,8 +229,12 @@ def main() -> None:
                 ratio = medians["fp32"] / medians["bf16"]
                 print(f"{method}, batch {batch}: bf16 is {ratio:.2f} times as fast as fp32", flush=True)
         if given.images and "bf16" in given.precisions:
-            for backbone, at in (("ViT-L-14-336", where), ("tiny", f"tiny, {given.threads} threads")):
-                own = {"method": method, "images": given.images, "backbone": backbone}
+            vit = "ViT-L-14-336"
+            compared = {where: (vit, 0), f"tiny, {given.threads} threads": ("tiny", 0)}
+            if given.epochs:
+                compared[f"{given.epochs} epochs learned, {where}"] = (vit, given.epochs)
+            for at, (backbone, epochs) in compared.items():
+                own = {"method": method, "images": given.images, "backbone": backbone, "epochs": epochs}
                 results.get(
                     f"{method}, bf16 against fp32, {at}",
                     lambda own=own: in_own_process(__file__, common | own),

@@ -48,6 +48,19 @@ def epoch(method: torch.nn.Module, batches: Batches, optimiser: torch.optim.Opti
     return time.perf_counter() - started
 
 
+def generated(folder: Path, clip: CLIP, images: int, size: int) -> Auxiliary:
+    """Generated pictures with masks as training data at `size` pixels, without augmentation."""
+    root = synth.write_dataset(folder / "data", images, seed=1, size=700)
+    return Auxiliary(
+        samples=open_dataset(root).samples,
+        size=size,
+        map_size=size,
+        mean=clip.config.mean,
+        std=clip.config.std,
+        augmentation=AUGMENTATIONS["none"],
+    )
+
+
 def measure(name: str, given: argparse.Namespace) -> None:
     """Print one method's line."""
     torch.set_num_threads(given.threads)
@@ -56,15 +69,7 @@ def measure(name: str, given: argparse.Namespace) -> None:
     clip.tokenizer = Tokenizer.clip()
     method = build(name, clip).train()
     with tempfile.TemporaryDirectory() as folder:
-        root = synth.write_dataset(Path(folder) / "data", given.images, seed=1, size=700)
-        data = Auxiliary(
-            samples=open_dataset(root).samples,
-            size=given.size,
-            map_size=given.size,
-            mean=clip.config.mean,
-            std=clip.config.std,
-            augmentation=AUGMENTATIONS["none"],
-        )
+        data = generated(Path(folder), clip, given.images, given.size)
         size = min(method_class(name).recipe["batch_size"], given.images)
         optimiser = torch.optim.Adam(method.parameter_groups())
         uncached = np.nan

@@ -13,6 +13,7 @@ import torch
 
 from blemish import few_shot
 from blemish.checkpoint import CheckpointMeta, save_checkpoint
+from blemish.clip.packed import unpack
 from blemish.clip.shared import encode_for
 from blemish.data.transforms import SQUARES
 from blemish.device import machine, precision_name
@@ -96,6 +97,7 @@ class Detector(Predictor):
     def compile(self) -> None:
         """Let torch.compile make the image encoder faster, now: it takes minutes. Warns where it cannot."""
         own: Any = self.clip.__dict__
+        unpack(self.clip)
         size = self.setup.image_size
         own["encode_image"] = torch.compile(self.clip.encode_image)
         try:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..machine import cpu_flags
+from .packed import Linear, Packable
 
 # Numbers in the attention weights of several heads that are written out at once, and of a part of one head where it has
 # more: 4 and 16 MB in bf16, measured on ViT-L/14 from 224 to 1036 pixels.
@@ -106,8 +107,10 @@ def _is_slow_when_fused(x: Tensor) -> bool:
     return "avx512_bf16" in cpu_flags() and "amx_bf16" not in cpu_flags()
 
 
-class Attention(nn.Module):
+class Attention(Packable):
     """Multi-head attention with CLIP's parameter names; heads are contiguous channel slices."""
+
+    names = ("in_proj_weight", "in_proj_bias")
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -116,7 +119,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def split(self, x: Tensor) -> Tensor:
         """(B, N, k*W) -> (k, B, heads, N, W/heads) for k stacked projections."""
@@ -126,7 +129,7 @@ class Attention(nn.Module):
 
     def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, W), already normalised -> queries, keys, values, each (B, heads, N, W/heads)."""
-        query, key, value = self.split(F.linear(x, self.in_proj_weight, self.in_proj_bias)).unbind(0)
+        query, key, value = self.split(self.product(x)).unbind(0)
         return query, key, value
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
@@ -141,8 +144,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(width, hidden)
-        self.c_proj = nn.Linear(hidden, width)
+        self.c_fc = Linear(width, hidden)
+        self.c_proj = Linear(hidden, width)
 
     def forward(self, x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
         hidden = self.c_fc(x)

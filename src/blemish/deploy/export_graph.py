@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from blemish.clip.packed import unpack
 from blemish.clip.shared import encode_for
 from blemish.deploy import engines
 from blemish.deploy.engines import INPUT, OUTPUTS, require
@@ -55,6 +56,7 @@ def trace(detector: Detector) -> torch.export.ExportedProgram:
         )
     size = detector.setup.image_size
     example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    unpack(detector.clip)
     graph = Graph(detector.clip, detector.method, detector.setup.class_name).eval()
     # Text features kept from an inference pass cannot become constants; these are made anew without one.
     cast("nn.Module", detector.method).train(False)

@@ -1,0 +1,173 @@
+"""Packed weights: the same products, and the plain weight whenever something else needs it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import blemish
+from blemish.clip import packed
+from blemish.clip.layers import Attention
+from blemish.clip.mapped import MappedFiles
+from blemish.clip.packed import Linear, Packable, can_pack, pack, unpack
+
+here = pytest.mark.skipif(
+    not can_pack(torch.zeros(16, 16)), reason="this processor or this PyTorch packs no weights"
+)
+TYPES = [
+    pytest.param(dtype, marks=pytest.mark.skipif(not can_pack(torch.zeros(16, 16, dtype=dtype)), reason="no"))
+    for dtype in (torch.float32, torch.bfloat16)
+]
+
+
+def layer(dtype: torch.dtype = torch.float32) -> Linear:
+    """A frozen layer with random weights."""
+    torch.manual_seed(0)
+    return Linear(48, 80).to(dtype).requires_grad_(False)
+
+
+def is_packed(part: nn.Module) -> bool:
+    """Whether all of its layers are packed."""
+    found = [one.packed is not None for one in part.modules() if isinstance(one, Packable)]
+    assert found
+    return all(found)
+
+
+@here
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", [(1, 48), (37, 48), (2, 5, 48), (0, 48)])
+@torch.no_grad()
+def test_products_are_the_same(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    one = layer(dtype)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    plain, weight = one(x), one.weight.clone()
+    pack(one)
+    assert is_packed(one) and one.weight.is_meta and one.weight.shape == weight.shape
+    found = one(x)
+    assert is_packed(one) and found.shape == plain.shape and found.dtype == dtype
+    torch.testing.assert_close(found, plain)
+    unpack(one)
+    assert torch.equal(one.weight, weight)
+    assert torch.equal(one(x), plain)
+
+
+@here
+@torch.no_grad()
+def test_attention_keeps_its_names() -> None:
+    torch.manual_seed(0)
+    one = Attention(32, 4).requires_grad_(False)
+    nn.init.normal_(one.in_proj_weight)
+    x = torch.randn(2, 9, 32)
+    plain = one.attend(*one.qkv(x))
+    before = {name: value.clone() for name, value in one.state_dict().items()}
+    pack(one)
+    assert is_packed(one)
+    torch.testing.assert_close(one.attend(*one.qkv(x)), plain)
+    after = one.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def by_gradient(one: Linear) -> None:
+    x = torch.ones(1, 48, requires_grad=True)
+    one(x).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad[0], one.weight.sum(0))
+
+
+def by_autocast(one: Linear) -> None:
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert one(torch.ones(1, 48)).dtype == torch.bfloat16
+
+
+def by_dtype(one: Linear) -> None:
+    assert one.to(torch.float64).weight.dtype == torch.float64
+    one.float()
+
+
+NEEDS: dict[str, Callable[[Linear], object]] = {
+    "gradients": by_gradient,
+    "autocast": by_autocast,
+    "to": by_dtype,
+    "state_dict": lambda one: one.state_dict(),
+    "load_state_dict": lambda one: one.load_state_dict(layer().state_dict()),
+    "pickle": pickle.dumps,
+    "deepcopy": copy.deepcopy,
+}
+
+
+@here
+@pytest.mark.parametrize("need", NEEDS)
+def test_the_plain_weight_comes_back(need: str) -> None:
+    one = layer()
+    weight = one.weight.clone()
+    pack(one)
+    assert is_packed(one)
+    NEEDS[need](one)
+    assert not is_packed(one)
+    assert torch.equal(one.weight, weight) and not one.weight.requires_grad
+
+
+@here
+def test_copies_have_the_weight() -> None:
+    one = layer()
+    pack(one)
+    for other in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        assert torch.equal(other.weight, one.weight)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.zeros(4, 4, requires_grad=True),
+        torch.zeros(4, 4, dtype=torch.float16),
+        torch.zeros(4, 4, device="meta"),
+        torch.zeros(4, 8).t(),
+    ],
+    ids=["learned", "fp16", "meta", "turned"],
+)
+def test_what_is_not_packed(weight: Tensor) -> None:
+    one = Linear(4, 4).requires_grad_(False)
+    one.weight = nn.Parameter(weight, requires_grad=weight.requires_grad)
+    pack(one)
+    assert one.packed is None
+
+
+def test_other_processors_do_not_pack(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, dtypes in (({"asimd"}, []), ({"avx2"}, [torch.float32])):
+        monkeypatch.setattr(packed, "cpu_flags", lambda flags=flags: frozenset(flags))
+        for dtype in (torch.float32, torch.bfloat16):
+            expected = dtype in dtypes and can_pack(torch.zeros(4, 4))
+            assert can_pack(torch.zeros(4, 4, dtype=dtype)) is expected
+    assert layer().packed is None
+
+
+@here
+def test_pages_of_the_file_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[int] = []
+    monkeypatch.setattr(MappedFiles, "release", lambda self, tensor: released.append(tensor.data_ptr()))
+    one = layer()
+    place = one.weight.data_ptr()
+    pack(one)
+    assert released == [place]
+
+
+@here
+def test_detectors_are_packed() -> None:
+    detector = blemish.load("anomaly_clip", device="cpu", precision="fp32")
+    assert is_packed(detector.clip.visual)
+    image = np.random.default_rng(0).integers(0, 256, (320, 320, 3), dtype=np.uint8)
+    found = detector.predict(image)
+    assert is_packed(detector.clip.visual)
+    count = sum(weight.numel() for weight in detector.clip.parameters())
+    unpack(detector.clip)
+    assert sum(weight.numel() for weight in detector.clip.parameters()) == count
+    plain = detector.predict(image)
+    assert found.score == pytest.approx(plain.score, abs=1e-5)
+    np.testing.assert_allclose(found.map, plain.map, atol=1e-5)
