@@ -188,7 +188,7 @@ def run_and_watch(
 
 
 def random_clip(dtype: torch.dtype, blocks: int = BLOCKS) -> CLIP:
-    """The papers' ViT-L-14-336 with random weights made in `dtype`, so that no other copy counts as memory.
+    """The papers' ViT-L-14-336 with random weights made in `dtype`, so that no other copy counts as memory, and packed.
 
     blocks: of the image tower, and at most that many of the text tower; fewer only try a script quickly.
     """
@@ -198,6 +198,7 @@ def random_clip(dtype: torch.dtype, blocks: int = BLOCKS) -> CLIP:
 
     from blemish.clip.config import CLIPConfig
     from blemish.clip.model import CLIP
+    from blemish.clip.packed import pack
     from blemish.clip.tokenizer import Tokenizer
 
     shape = CLIPConfig()
@@ -211,4 +212,5 @@ def random_clip(dtype: torch.dtype, blocks: int = BLOCKS) -> CLIP:
     finally:
         torch.set_default_dtype(before)
     clip.tokenizer = Tokenizer.clip()
+    pack(clip.visual)  # as `blemish.load` does
     return clip

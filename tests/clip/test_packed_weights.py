@@ -21,7 +21,12 @@ here = pytest.mark.skipif(
     not can_pack(torch.zeros(16, 16)), reason="this processor or this PyTorch packs no weights"
 )
 TYPES = [
-    pytest.param(dtype, marks=pytest.mark.skipif(not can_pack(torch.zeros(16, 16, dtype=dtype)), reason="no"))
+    pytest.param(
+        dtype,
+        marks=pytest.mark.skipif(
+            not can_pack(torch.zeros(16, 16, dtype=dtype)), reason="weights of this type are not packed here"
+        ),
+    )
     for dtype in (torch.float32, torch.bfloat16)
 ]
 
@@ -139,13 +144,24 @@ def test_what_is_not_packed(weight: Tensor) -> None:
     assert one.packed is None
 
 
-def test_other_processors_do_not_pack(monkeypatch: pytest.MonkeyPatch) -> None:
-    for flags, dtypes in (({"asimd"}, []), ({"avx2"}, [torch.float32])):
-        monkeypatch.setattr(packed, "cpu_flags", lambda flags=flags: frozenset(flags))
-        for dtype in (torch.float32, torch.bfloat16):
-            expected = dtype in dtypes and can_pack(torch.zeros(4, 4))
-            assert can_pack(torch.zeros(4, 4, dtype=dtype)) is expected
-    assert layer().packed is None
+@here
+@pytest.mark.parametrize(("flags", "dtypes"), [({"asimd"}, ()), ({"avx2"}, (torch.float32,))])
+def test_only_processors_that_gain_pack(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], dtypes: tuple[torch.dtype, ...]
+) -> None:
+    monkeypatch.setattr(packed, "cpu_flags", lambda: frozenset(flags))
+    for dtype in (torch.float32, torch.bfloat16):
+        one = layer(dtype)
+        pack(one)
+        assert (one.packed is not None) is (dtype in dtypes)
+
+
+@here
+def test_without_the_operators_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "OPERATORS", ("_no_such_operator",))
+    one = layer()
+    pack(one)
+    assert one.packed is None
 
 
 @here
