@@ -8,10 +8,10 @@ import numpy as np
 
 from blemish.metrics.buffer import Buffer
 from blemish.metrics.ranking import Groups
+from blemish.metrics.ranks import Counted, Sorted, rank
 from blemish.metrics.regions import Regions
 
 BLOCK = 32768  # anomalous pixels a step of the final pass takes: its work arrays stay in the cache
-SHORT_TIE = 8  # so many equal normal scores are passed one by one, which is faster than another search
 
 
 class SinglePixels:
@@ -98,7 +98,10 @@ class ExactStore:
         self.dtype: np.dtype = np.dtype(np.float32)
         self._normal = Buffer(SinglePixels.key)
         self._anomalous = Buffer(SinglePixels.packed)
-        self._sorted = True
+        self._ranks: Sorted | Counted | None = None  # of the normal scores, once all are sorted
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_ranks": None}
 
     @property
     def _form(self) -> type[SinglePixels] | type[DoublePixels]:
@@ -114,6 +117,7 @@ class ExactStore:
 
     def add(self, scores: np.ndarray, least: float, mask: np.ndarray, regions: Regions) -> None:
         """scores: (H, W) float32 or float64. least: their minimum. mask: bool (H, W) with its regions."""
+        self._ranks = None
         if scores.dtype == np.float64:
             self._widen()
         keys = self._form.keys(scores.astype(self.dtype, copy=False), positive=least > 0)
@@ -122,10 +126,10 @@ class ExactStore:
         self._normal.extend(keys[rows][~held])
         self._normal.extend(keys[rows.stop :].reshape(-1))
         self._anomalous.extend(self._form.pack(keys[rows][held], regions.areas))
-        self._sorted = False
 
     def merge(self, other: ExactStore) -> None:
         """Append the pixels of another state."""
+        self._ranks = None
         if other.dtype == np.float64:
             self._widen()
         normal, anomalous = other._normal.view(), other._anomalous.view()
@@ -133,7 +137,6 @@ class ExactStore:
             normal, anomalous = doubled(normal, anomalous)
         self._normal.extend(normal)
         self._anomalous.extend(anomalous)
-        self._sorted = False
 
     def _widen(self) -> None:
         """Go over to float64, which holds every float32 exactly."""
@@ -145,24 +148,22 @@ class ExactStore:
         self._normal.extend(normal)
         self._anomalous.extend(anomalous)
 
-    def _sort(self) -> None:
-        if not self._sorted:
-            self._normal.sort()
+    def _sort(self) -> Sorted | Counted:
+        if self._ranks is None:
             self._anomalous.sort()
-            self._sorted = True
+            self._ranks = rank(self._normal.view())
+        return self._ranks
 
     def false_above(self, thresholds: np.ndarray) -> np.ndarray:
-        """Normal pixels with score > threshold; thresholds: (K,) of the scores' type."""
-        self._sort()
-        keys = self._form.keys(thresholds)
-        return self.negatives - np.searchsorted(self._normal.view(), keys, side="right")
+        """Normal pixels with score > threshold; thresholds: (K,) of the scores' type, falling."""
+        at_or_below, _ = self._sort().count(self._form.keys(thresholds))
+        return self.negatives - at_or_below
 
     def groups(self) -> Iterator[Groups]:
         """One group per distinct anomalous score, highest first, in blocks."""
-        self._sort()
-        normal, anomalous = self._normal.view(), self._anomalous.view()
+        ranks, anomalous, normal = self._sort(), self._anomalous.view(), self.negatives
         true, overlap = 0, 0.0
-        stop, high = len(anomalous), len(normal)
+        stop = len(anomalous)
         while stop:
             start = max(0, stop - BLOCK)
             start = int(np.searchsorted(anomalous[: start + 1], self._form.first_of_tie(anomalous[start])))
@@ -171,15 +172,15 @@ class ExactStore:
             distinct = keys[first]
             positives = np.diff(first, append=len(keys))
             weights = np.add.reduceat(1.0 / areas, first)
-            at_or_below, below, high = count_normal(normal, high, distinct)
+            at_or_below, below = ranks.count(distinct)
             groups = Groups(
                 self._form.scores(distinct),
                 positives,
                 weights,
                 true + np.cumsum(positives),
                 overlap + np.cumsum(weights),
-                len(normal) - at_or_below,
-                len(normal) - below,
+                normal - at_or_below,
+                normal - below,
             )
             yield groups
             true, overlap = int(groups.true[-1]), float(groups.overlap[-1])
@@ -191,24 +192,3 @@ def doubled(normal: np.ndarray, anomalous: np.ndarray) -> tuple[np.ndarray, np.n
     keys, areas = SinglePixels.unpack(anomalous)
     packed = DoublePixels.pack(SinglePixels.scores(keys).astype(np.float64), areas)
     return SinglePixels.scores(normal).astype(np.float64), packed
-
-
-def count_normal(normal: np.ndarray, high: int, distinct: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """How many normal keys are <= and < each of `distinct`, and where the next lower block may stop looking.
-
-    normal: sorted, rising. high: all from there on are above every one of `distinct`, which is falling.
-    """
-    low = int(np.searchsorted(normal[:high], distinct[-1], side="left"))
-    part = normal[low:high]
-    at_or_below = low + np.searchsorted(part, distinct, side="right")
-    below = at_or_below.copy()
-    tied = np.arange(len(distinct))
-    for _ in range(SHORT_TIE):
-        tied = tied[below[tied] > low]
-        tied = tied[normal[below[tied] - 1] == distinct[tied]]
-        if not tied.size:
-            break
-        below[tied] -= 1
-    else:
-        below[tied] = low + np.searchsorted(part, distinct[tied], side="left")
-    return at_or_below, below, low
