@@ -300,14 +300,11 @@ def _own_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _load_backbone(base: str, device: torch.device, precision: str) -> CLIP:
-    from blemish.clip.packed import pack
     from blemish.clip.weights import load_clip
     from blemish.device import resolve_precision
 
     dtype = resolve_precision(precision, device, embedded=base == DEFAULT_BACKBONE)
-    clip = load_clip(base, device=device, dtype=dtype).freeze()
-    pack(clip.visual)  # the text tower has few tokens, and most methods use it once
-    return clip
+    return load_clip(base, device=device, dtype=dtype, packed=True)
 
 
 def _build(

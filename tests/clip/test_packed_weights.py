@@ -5,17 +5,22 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import blemish
 from blemish.clip import packed
+from blemish.clip.config import CLIPConfig, TextConfig, VisionConfig
 from blemish.clip.layers import Attention
 from blemish.clip.mapped import MappedFiles
+from blemish.clip.model import CLIP
 from blemish.clip.packed import Linear, Packable, can_pack, pack, unpack
+from blemish.clip.weights import load_clip
 
 here = pytest.mark.skipif(
     not can_pack(torch.zeros(16, 16)), reason="this processor or this PyTorch packs no weights"
@@ -187,3 +192,43 @@ def test_detectors_are_packed() -> None:
     plain = detector.predict(image)
     assert found.score == pytest.approx(plain.score, abs=1e-5)
     np.testing.assert_allclose(found.map, plain.map, atol=1e-5)
+
+
+def small_clip() -> CLIP:
+    """Random weights."""
+    torch.manual_seed(0)
+    clip = CLIP(
+        CLIPConfig(
+            embed_dim=24,
+            vision=VisionConfig(width=128, layers=3, heads=2, patch_size=8, image_size=32, mlp_width=80),
+            text=TextConfig(width=64, layers=2, heads=1, mlp_width=48, context_length=12, vocab_size=40),
+        )
+    )
+    for weight in clip.parameters():
+        nn.init.normal_(weight, std=0.1)
+    return clip
+
+
+@here
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_weights_packed_while_read_are_those_read(
+    stored: torch.dtype, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    file = tmp_path / "clip.safetensors"
+    save_file({name: one.to(stored) for name, one in small_clip().state_dict().items()}, file)
+    plain = load_clip(file, dtype=dtype)
+    quick = load_clip(file, dtype=dtype, packed=True)
+    assert is_packed(quick.visual) and not is_packed(plain.visual)
+    assert not any(one.packed is not None for one in quick.transformer.modules() if isinstance(one, Packable))
+    assert quick.fingerprint == plain.fingerprint and not quick.training
+    wanted, found = plain.state_dict(), quick.state_dict()
+    assert list(found) == list(wanted)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert not any(one.requires_grad for one in quick.parameters())
+
+
+def test_weights_for_another_device_are_not_packed(tmp_path: Path) -> None:
+    file = tmp_path / "clip.safetensors"
+    save_file(small_clip().state_dict(), file)
+    assert not is_packed(load_clip(file, device="meta", packed=True).visual)

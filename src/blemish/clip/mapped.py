@@ -23,6 +23,7 @@ class MappedFiles:
         self._ranges: list[tuple[int, int]] = []
         if sys.platform != "linux":
             return
+        self._advise = ctypes.CDLL(None).madvise
         try:
             lines = os.fsdecode(maps.read_bytes()).splitlines()
         except OSError:
@@ -48,5 +49,6 @@ class MappedFiles:
         start = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
         end = (first + size) // mmap.PAGESIZE * mmap.PAGESIZE
         if end > start:
-            advise = ctypes.CDLL(None).madvise
-            advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(mmap.MADV_DONTNEED))
+            self._advise(
+                ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(mmap.MADV_DONTNEED)
+            )

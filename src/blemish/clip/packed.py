@@ -47,13 +47,16 @@ class Packable(nn.Module):
     def pack(self, files: MappedFiles) -> None:
         """Pack the weight if that is possible here. files: gives back the pages of a weight that was mapped."""
         weight = getattr(self, self.names[0])
-        if self.packed is not None or not can_pack(weight):
-            return
+        if self.packed is None and can_pack(weight):
+            self.take(weight.detach())
+            files.release(weight)
+
+    def take(self, weight: Tensor) -> None:
+        """Pack a weight, for which `can_pack`, in place of the own one; its memory is free afterwards."""
         with torch.inference_mode(False), torch.no_grad():
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
         placeholder = torch.empty_like(weight, device="meta")
         setattr(self, self.names[0], nn.Parameter(placeholder, requires_grad=False))
-        files.release(weight)
 
     def unpack(self) -> None:
         """The plain weight again."""
@@ -91,6 +94,26 @@ class Linear(Packable, nn.Linear):
         return self.product(input)
 
 
+class Packer:
+    """Packs weights as they are read, without memory for the plain ones."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0)
+
+    def took(self, layer: nn.Module, name: str, weight: Tensor, dtype: torch.dtype) -> bool:
+        """Pack a weight, in `dtype`, into the layer whose parameter `name` it is; False if it cannot be packed."""
+        if not (isinstance(layer, Packable) and name == layer.names[0] and can_pack(weight, dtype)):
+            return False
+        layer.take(weight if weight.dtype == dtype else self._converted(weight, dtype))
+        return True
+
+    def _converted(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """A copy in memory that the next one uses again."""
+        if self._memory.numel() < weight.numel() or self._memory.dtype != dtype:
+            self._memory = torch.empty(weight.numel(), dtype=dtype)
+        return self._memory[: weight.numel()].view(weight.shape).copy_(weight)
+
+
 def pack(module: nn.Module) -> None:
     """Pack all layers within a frozen module that can be."""
     files = MappedFiles()
@@ -106,12 +129,15 @@ def unpack(module: nn.Module) -> None:
             part.unpack()
 
 
-def can_pack(weight: Tensor) -> bool:
-    """Whether this processor and this PyTorch pack a weight: frozen, whole, float32 or bfloat16."""
+def can_pack(weight: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether this processor and this PyTorch pack a weight: frozen, whole, float32 or bfloat16.
+
+    dtype: the weight's, when it will have another by then.
+    """
     ready = torch.backends.mkldnn.is_available() and all(
         hasattr(torch.ops.mkldnn, name) for name in OPERATORS
     )
-    fast = not cpu_flags().isdisjoint(NEEDED.get(weight.dtype, set()))
+    fast = not cpu_flags().isdisjoint(NEEDED.get(dtype or weight.dtype, set()))
     plain = weight.device.type == "cpu" and weight.is_contiguous() and not weight.requires_grad
     return bool(ready and fast and plain)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import BadWeights, WeightsNotFound
@@ -36,6 +36,7 @@ from .hub import (
 from .infer import configure
 from .mapped import MappedFiles
 from .model import CLIP
+from .packed import Packer
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ __all__ = ["BACKBONES", "Backbone", "fingerprint", "load_clip", "read_weights", 
 
 Heads = tuple[int, int]
 TOKENIZER_FILE = "tokenizer.json"
+IMAGE_TOWER = "visual."
 EXACT = "visual.stem."  # tensors that stay in float32; see `LiteStem`
 _FINGERPRINT_VALUES = 256
 _DIGITS = 16
@@ -56,6 +58,7 @@ def load_clip(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     heads: Heads | None = None,
+    packed: bool = False,
 ) -> CLIP:
     """A frozen CLIP in evaluation mode.
 
@@ -64,21 +67,30 @@ def load_clip(
         float32 always.
     heads: attention heads of the (image, text) tower, where neither the files nor the usual 64 channels per
         head tell them.
+    packed: pack the weights of the image tower where the processor gains by it (see `Packable`). The text tower has
+        few tokens, and most methods use it once.
     The model carries `fingerprint` (see there) and `tokenizer`, which is None when the vocabulary is neither
     CLIP's nor described by a tokenizer.json. Raises WeightsNotFound, BadWeights, UnknownName.
     """
     located = locate(source)
     config, tensors, model = _read(located, heads)
     tokenizer = _tokenizer(config, located.path)
-    digest, files = _begin(config), MappedFiles()
+    digest, files, modules = _begin(config), MappedFiles(), dict(model.named_modules())
+    packer = Packer() if packed and torch.device(device).type == "cpu" else None
     for name in sorted(tensors):
-        original = tensors[name]
+        original = tensors.pop(name)
         _add(digest, name, original)
         exact = dtype is None or name.startswith(EXACT)
-        tensors[name] = original.to(device=device, dtype=torch.float32 if exact else dtype)
-        if tensors[name] is not original:  # the file's pages would count beside the copies
+        wanted = torch.float32 if exact or dtype is None else dtype
+        owner, _, leaf = name.rpartition(".")
+        in_image_tower = name.startswith(IMAGE_TOWER)
+        if packer is not None and in_image_tower and packer.took(modules[owner], leaf, original, wanted):
             files.release(original)
-    model.load_state_dict(tensors, assign=True)
+            continue
+        tensor = original.to(device=device, dtype=wanted)
+        setattr(modules[owner], leaf, nn.Parameter(tensor, requires_grad=False))
+        if tensor is not original:  # the file's pages would count beside the copies
+            files.release(original)
     model.fingerprint, model.tokenizer = digest.hexdigest()[:_DIGITS], tokenizer
     return model.freeze()
 
