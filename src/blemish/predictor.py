@@ -231,10 +231,14 @@ class Predictor(ABC):
                 del batch  # its pictures would live on while the next are decoded
 
     @staticmethod
-    def is_full(batch: Sequence[Prepared], batch_size: int) -> bool:
-        """Whether a batch should go to the network: enough pictures, or enough pixels held in memory."""
-        held = sum(p.image.shape[0] * p.image.shape[1] for p in batch)
-        return len(batch) >= batch_size or held >= PIXELS_IN_FLIGHT
+    def is_full(batch: Sequence[Prepared | None], batch_size: int) -> bool:
+        """Whether a batch should go to the network: enough pictures, or enough pixels held in memory.
+
+        None stands for a picture that could not be read; those alone need not wait for others.
+        """
+        good = [p for p in batch if p is not None]
+        held = sum(p.image.shape[0] * p.image.shape[1] for p in good)
+        return not good or len(good) >= batch_size or held >= PIXELS_IN_FLIGHT
 
     def _results(self, batch: Sequence[Prepared]) -> Iterator[Result]:
         for prepared, raw in zip(batch, self.infer(batch), strict=True):

@@ -253,12 +253,12 @@ def _scored(
             return _Job(sample, error=f"{printable_name(sample.image)}: not enough memory to decode it")
         return _Job(sample, prepared, mask)
 
-    def is_full(jobs: Sequence[_Job]) -> bool:
-        good = [job.prepared for job in jobs if job.prepared is not None]
-        return not good or detector.is_full(good, batch_size)
-
     batches = decoded_batches(
-        decode, samples, batch_size, cost=lambda sample: pixel_count(sample.image), is_full=is_full
+        decode,
+        samples,
+        batch_size,
+        cost=lambda sample: pixel_count(sample.image),
+        is_full=lambda jobs: detector.is_full([job.prepared for job in jobs], batch_size),
     )
     with closing(batches):
         for batch in batches:

@@ -218,17 +218,12 @@ class Stages:
 
     def records(self, refs: Iterable[ImageRef], batch_size: int) -> Iterator[dict[str, Any]]:
         """One record per picture, in order."""
-
-        def is_full(jobs: Sequence[Job]) -> bool:
-            good = [job.prepared for job in jobs if job.prepared is not None]
-            return not good or self.detector.is_full(good, batch_size)
-
         decoded = decoded_batches(
             self._decode,
             refs,
             batch_size,
             cost=lambda ref: 0 if ref.error else pixel_count(self.content(ref)),
-            is_full=is_full,
+            is_full=lambda jobs: self.detector.is_full([job.prepared for job in jobs], batch_size),
         )
         inferred = self._infer(decoded)
         written = ordered_map(
