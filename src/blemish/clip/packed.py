@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..machine import cpu_flags
-from .mapped import MappedFiles
 
 # Rows of a product that the order is chosen for: the tokens of one picture of 518 pixels. Others work too.
 ROWS = 1370
@@ -44,12 +43,11 @@ class Packable(nn.Module):
             self.unpack()
         return F.linear(x, getattr(self, weight), getattr(self, bias))
 
-    def pack(self, files: MappedFiles) -> None:
-        """Pack the weight if that is possible here. files: gives back the pages of a weight that was mapped."""
+    def pack(self) -> None:
+        """Pack the weight if that is possible here."""
         weight = getattr(self, self.names[0])
         if self.packed is None and can_pack(weight):
             self.take(weight.detach())
-            files.release(weight)
 
     def take(self, weight: Tensor) -> None:
         """Pack a weight, for which `can_pack`, in place of the own one; its memory is free afterwards."""
@@ -115,11 +113,10 @@ class Packer:
 
 
 def pack(module: nn.Module) -> None:
-    """Pack all layers within a frozen module that can be."""
-    files = MappedFiles()
+    """Pack all layers within a frozen module that can be; `load_clip` packs weights as it reads them."""
     for part in module.modules():
         if isinstance(part, Packable):
-            part.pack(files)
+            part.pack()
 
 
 def unpack(module: nn.Module) -> None:
